@@ -1,0 +1,79 @@
+# What you can do here. `make` alone prints this list.
+#
+# Everything runs in .venv, made from requirements-dev.lock on first use and again when the lock changes.
+# Another interpreter: `make test PYTHON=python3.13`.
+
+PYTHON ?= python3.11
+SECONDS_OF_DEMO ?= 30
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test unit core lint format types contracts docs pages bench ci lock clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH: install Python 3.11 or newer, or say PYTHON=..." >&2; exit 1; }
+	@echo "Preparing .venv with $(PYTHON) (once; takes about a minute)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# --- to see it -------------------------------------------------------------------------------------
+
+demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker needed
+	@$(BIN)/asyncpar demo --seconds $(SECONDS_OF_DEMO)
+
+bench: $(STAMP)  ## measure this machine; every figure with what it was measured on
+	@$(BIN)/asyncpar bench
+
+# --- to trust it -----------------------------------------------------------------------------------
+
+test: $(STAMP)  ## every test; those against a real Kafka need Java 17 and Maven, or ASYNCPAR_TEST_BOOTSTRAP
+	@$(BIN)/python -m pytest
+
+unit: $(STAMP)  ## the tests that need no Kafka
+	@$(BIN)/python -m pytest -m "not broker"
+
+core: $(STAMP)  ## the core's own tests, which must cover every branch of it
+	@$(BIN)/python -m pytest -q tests/core --cov=asyncpar/core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+
+# --- to keep it in order ---------------------------------------------------------------------------
+
+lint: $(STAMP)  ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: $(STAMP)  ## ruff: rewrite what can be rewritten
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+types: $(STAMP)  ## mypy --strict
+	@$(BIN)/mypy
+
+contracts: $(STAMP)  ## import-linter: who may import whom
+	@$(BIN)/lint-imports
+
+docs: $(STAMP)  ## build the site into site/; fails on a dead link or a page that is not current
+	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/mkdocs build --strict --quiet
+
+pages: $(STAMP)  ## write the generated pages: settings and metrics
+	@$(BIN)/python docs/generate.py
+
+ci: ## all of it, as the gate runs it
+	@bash .ci/run
+
+# --- to maintain it --------------------------------------------------------------------------------
+
+# No --all-extras: `all` names asyncpar itself, which is not to be pinned.
+lock: $(STAMP)  ## pin the newest versions that pyproject.toml allows
+	@$(BIN)/pip-compile --quiet --upgrade --extra demo --extra fastapi --extra msgspec --extra uvloop --extra dev \
+		--generate-hashes --allow-unsafe --strip-extras --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-options --output-file requirements-dev.lock pyproject.toml
+
+clean:  ## remove .venv and what tools left behind
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage site build dist

@@ -1,0 +1,76 @@
+"""asyncpar: run Kafka records in parallel, in order per key, and lose none.
+
+The front door: what users import. Names load when first used, so that `import asyncpar` is cheap
+and a handler module does not pull in the client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncpar.app import App as App
+    from asyncpar.context import Context as Context
+    from asyncpar.context import Header as Header
+    from asyncpar.context import Key as Key
+    from asyncpar.errors import AsyncparError as AsyncparError
+    from asyncpar.errors import ConfigurationError as ConfigurationError
+    from asyncpar.errors import DecodeError as DecodeError
+    from asyncpar.middleware import Call as Call
+    from asyncpar.records import Outcome as Outcome
+    from asyncpar.records import RawRecord as RawRecord
+    from asyncpar.records import Record as Record
+    from asyncpar.records import Verdict as Verdict
+    from asyncpar.topics import Retry as Retry
+    from asyncpar.topics import topic as topic
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "App": "asyncpar.app",
+    "AsyncparError": "asyncpar.errors",
+    "Call": "asyncpar.middleware",
+    "ConfigurationError": "asyncpar.errors",
+    "Context": "asyncpar.context",
+    "DecodeError": "asyncpar.errors",
+    "Header": "asyncpar.context",
+    "Key": "asyncpar.context",
+    "Outcome": "asyncpar.records",
+    "RawRecord": "asyncpar.records",
+    "Record": "asyncpar.records",
+    "Retry": "asyncpar.topics",
+    "Verdict": "asyncpar.records",
+    "topic": "asyncpar.topics",
+}
+
+__all__ = [
+    "App",
+    "AsyncparError",
+    "Call",
+    "ConfigurationError",
+    "Context",
+    "DecodeError",
+    "Header",
+    "Key",
+    "Outcome",
+    "RawRecord",
+    "Record",
+    "Retry",
+    "Verdict",
+    "__version__",
+    "topic",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'asyncpar' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

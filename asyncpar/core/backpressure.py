@@ -1,0 +1,117 @@
+"""Which partitions to ask the broker for, and for how many records.
+
+A partition is left out of the question, not paused (a pause throws the client's buffer away): when
+its own limit is near, when the group's limit of records or bytes is near, or while its metadata is
+near the cap. Hysteresis: off when less than a quantum of room is left, on again at 70 %. A quantum
+is one fetch, so the record limits are never passed; bytes may be passed by one fetched chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from asyncpar.core.assignment import Partition
+from asyncpar.records import RawRecord
+
+_RESUME_SHARE = 0.7
+_MIN_PARTITION_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what is held; see the settings of the same names."""
+
+    max_in_flight: int
+    max_in_flight_per_partition: int | None
+    max_in_flight_bytes: int
+    poll_batch_size: int
+
+    def per_partition(self, assigned: int) -> int:
+        """The limit of one partition when `assigned` are assigned (source: DECISIONS, Limits)."""
+        if self.max_in_flight_per_partition is not None:
+            return min(self.max_in_flight, self.max_in_flight_per_partition)
+        fair = 2 * self.max_in_flight // max(1, assigned)
+        return min(self.max_in_flight, max(_MIN_PARTITION_LIMIT, fair))
+
+
+def payload_bytes(record: RawRecord) -> int:
+    """Bytes of key and value that a record holds."""
+    key, value = record.key, record.value
+    return (0 if key is None else len(key)) + (0 if value is None else len(value))
+
+
+class Backpressure:
+    """The intake's memory between fetches: which limits are active."""
+
+    __slots__ = ("_bytes_bound", "bytes_active", "limits", "records_active")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.records_active = False
+        """True while the group's record limit holds all fetching back."""
+        self.bytes_active = False
+        """True while the group's byte limit holds all fetching back."""
+        self._bytes_bound = 0
+
+    def wanted(self, partitions: Sequence[Partition]) -> tuple[list[Partition], int]:
+        """The partitions to ask for and the most records to take; ([], 0) when intake must wait."""
+        limits = self.limits
+        limit = limits.per_partition(len(partitions))
+        quantum = _quantum(limits.poll_batch_size, limit)
+        in_flight = 0
+        wanted: list[Partition] = []
+        for partition in partitions:
+            held = partition.in_flight
+            in_flight += held
+            partition.backpressure = _hysteresis(partition.backpressure, held, limit, quantum)
+            if partition.is_open and not partition.backpressure and not _near_cap(partition):
+                wanted.append(partition)
+        group_quantum = _quantum(limits.poll_batch_size, limits.max_in_flight)
+        self.records_active = _hysteresis(
+            self.records_active, in_flight, limits.max_in_flight, group_quantum
+        )
+        self._judge_bytes(partitions)
+        if self.records_active or self.bytes_active:
+            return [], 0
+        return wanted, min(quantum, group_quantum) if wanted else 0
+
+    def admitted(self, records: Iterable[RawRecord]) -> None:
+        """These were let in: raises the bound that saves counting bytes at every completion."""
+        self._bytes_bound += sum(map(payload_bytes, records))
+
+    def _judge_bytes(self, partitions: Iterable[Partition]) -> None:
+        """Count exactly only when the bound says that the limit may be passed."""
+        limit = self.limits.max_in_flight_bytes
+        if not self.bytes_active and self._bytes_bound < limit:
+            return
+        self._bytes_bound = bytes_held(partitions)
+        resume_at = limit * _RESUME_SHARE if self.bytes_active else limit
+        self.bytes_active = self._bytes_bound >= resume_at and self._bytes_bound > 0
+
+
+def bytes_held(partitions: Iterable[Partition]) -> int:
+    """Payload bytes of all records in flight."""
+    return sum(
+        payload_bytes(record)
+        for partition in partitions
+        if partition.tracker is not None
+        for record in partition.tracker.unfinished.values()
+    )
+
+
+def _quantum(poll_batch_size: int, limit: int) -> int:
+    """The most records of one fetch: it fits between the 70 % mark and the limit."""
+    return max(1, min(poll_batch_size, int(limit * (1 - _RESUME_SHARE))))
+
+
+def _hysteresis(active: bool, held: int, limit: int, quantum: int) -> bool:
+    if active:
+        return held > limit * _RESUME_SHARE
+    return held + quantum > limit
+
+
+def _near_cap(partition: Partition) -> bool:
+    """True while only records below the highest done offset may start (see core.commits)."""
+    queues = partition.queues
+    return queues is not None and queues.start_below <= queues.tracker.position

@@ -1,0 +1,157 @@
+"""When to commit, what to commit, and what each answer means.
+
+A commit is taken from the trackers in one breath (offset and metadata of the same moment), is
+bound to a token by the runtime, and counts only when the broker acknowledged it. Always true: the
+offset committed for a partition never passes its lowest unfinished record and never goes back
+within a generation.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from asyncpar.core.assignment import Partition, State
+from asyncpar.core.offset_codec import MAX_CHARS, encode
+from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET
+from asyncpar.records import CommitAnswer, Committed, TopicPartition
+
+MIN_SPACING_SECONDS = 0.05
+_CAP_SHARE = 0.75
+_RELEASE_SHARE = 0.5
+
+
+@dataclass(slots=True)
+class CommitClock:
+    """Decides when: every `commit_every` completions or `commit_interval_ms`, whichever is first.
+
+    Never closer than 50 ms apart. At once (after that spacing) when nothing is in flight.
+    """
+
+    commit_every: int
+    commit_interval_ms: int
+    _last_at: float = float("-inf")
+    _completed: int = 0
+
+    def is_due(self, now: float, completed: int, idle: bool) -> bool:
+        """`completed` is the count of completions since the start; `idle`: nothing is in flight."""
+        since = now - self._last_at
+        if since < MIN_SPACING_SECONDS:
+            return False
+        if idle or completed - self._completed >= self.commit_every:
+            return True
+        return since * 1000 >= self.commit_interval_ms
+
+    def committed(self, now: float, completed: int) -> None:
+        """A commit of everything up to `completed` was tried at `now`."""
+        self._last_at = now
+        self._completed = completed
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One partition's part of a commit, tied to the generation that it was taken from."""
+
+    partition: Partition
+    generation: int
+    committed: Committed
+    truncated: bool
+
+
+class Consequence(enum.Enum):
+    """What the committer does after one partition's answer."""
+
+    STORED = "stored"
+    AGAIN = "again"
+    """Try again later; nothing is lost meanwhile."""
+    AGAIN_SHORTER = "again_shorter"
+    """Commit again at once, with less metadata."""
+    DROP = "drop"
+    """The token is stale: the partition is no longer ours to commit."""
+    FATAL = "fatal"
+    """No right to commit: the run ends, it would otherwise redo everything for ever."""
+    FORGET = "forget"
+    """The topic is gone; there is nothing to commit to."""
+
+
+CONSEQUENCES: Mapping[CommitAnswer, Consequence] = {
+    CommitAnswer.ACKNOWLEDGED: Consequence.STORED,
+    CommitAnswer.METADATA_TOO_LARGE: Consequence.AGAIN_SHORTER,
+    CommitAnswer.STALE: Consequence.DROP,
+    CommitAnswer.RETRY: Consequence.AGAIN,
+    CommitAnswer.FORBIDDEN: Consequence.FATAL,
+    CommitAnswer.UNKNOWN_TOPIC: Consequence.FORGET,
+}
+
+
+class MetadataBudget:
+    """How long the metadata may be: the broker's limit, learned from its refusals."""
+
+    __slots__ = ("max_chars",)
+
+    def __init__(self) -> None:
+        self.max_chars = MAX_CHARS
+
+    def refused(self, chars: int) -> None:
+        """The broker refused `chars`: halve, so that a few refusals find the limit; 0 ends it."""
+        if chars <= self.max_chars:
+            self.max_chars = chars // 2
+
+    def is_near_cap(self, chars: int, truncated: bool) -> bool:
+        """True when only records below the highest done offset may start."""
+        return self.max_chars > 0 and (truncated or chars > self.max_chars * _CAP_SHARE)
+
+    def is_clear(self, chars: int, truncated: bool) -> bool:
+        """True when all records may start again."""
+        return self.max_chars == 0 or (not truncated and chars <= self.max_chars * _RELEASE_SHARE)
+
+
+_COMMITTED_IN = frozenset({State.OPEN, State.HALTED, State.DRAINING})
+
+
+def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
+    """What to commit for `partition` now; None when the broker has it already, or there is nothing."""
+    tracker = partition.tracker
+    if tracker is None or partition.state not in _COMMITTED_IN:
+        return None
+    hwm = tracker.hwm
+    encoded = encode(partition.tp, hwm, tracker.done_runs(), budget.max_chars)
+    partition.metadata_truncated = encoded.truncated
+    _steer_gate(partition, budget, len(encoded.text), encoded.truncated)
+    committed = Committed(hwm, encoded.text)
+    if committed == partition.acknowledged:
+        return None
+    return Draft(partition, partition.generation, committed, encoded.truncated)
+
+
+def drafts(partitions: Iterable[Partition], budget: MetadataBudget) -> list[Draft]:
+    """What to commit now, of all partitions in one breath."""
+    return [made for partition in partitions if (made := draft(partition, budget)) is not None]
+
+
+def _steer_gate(partition: Partition, budget: MetadataBudget, chars: int, truncated: bool) -> None:
+    """Near the cap nothing above the highest done offset starts, so that the metadata can only shrink."""
+    queues, tracker = partition.queues, partition.tracker
+    if queues is None or tracker is None or queues.start_below == NO_OFFSET:
+        return
+    if queues.start_below == ANY_OFFSET:
+        if budget.is_near_cap(chars, truncated):
+            queues.move_gate(tracker.done_runs()[-1][1])
+    elif budget.is_clear(chars, truncated):
+        queues.move_gate(ANY_OFFSET)
+
+
+def settle(made: Draft, answer: CommitAnswer, budget: MetadataBudget) -> Consequence:
+    """Take an answer in: only an acknowledgement of the same generation moves `acknowledged`."""
+    consequence = CONSEQUENCES[answer]
+    if consequence is Consequence.AGAIN_SHORTER:
+        budget.refused(len(made.committed.metadata))
+    elif consequence is Consequence.STORED and made.generation == made.partition.generation:
+        made.partition.acknowledged = made.committed
+    return consequence
+
+
+def by_partition(made: Iterable[Draft]) -> dict[TopicPartition, Committed]:
+    """The request's form."""
+    return {one.partition.tp: one.committed for one in made}

@@ -1,0 +1,224 @@
+"""Done offsets above the HWM <-> the commit's metadata string (at most 4,096 characters).
+
+`ap1:<crc32 of all that matters, 8 hex digits>:<base64url, no padding>`. The bytes are sections
+`(id, length, payload)` with varint id and length, so that a later version can add one (section 3 is
+reserved for attempt counts) and this one skips it. The checksum covers topic, partition and the
+absolute committed offset: a tool that copies an offset to another cluster, topic or position keeps
+the string, and there it must not be believed. The broker counts UTF-16 units; this is ASCII.
+
+Runs are relative to the committed offset: alternately the length of an undone and of a done run.
+They are written as varints or as a bitmap, deflated when that is shorter. When the whole does not
+fit, the highest runs are left out: they run again after a crash, nothing else is lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asyncpar.core.offsets import Run
+from asyncpar.records import TopicPartition
+
+MAX_CHARS = 4096
+"""The broker's default `offset.metadata.max.bytes`."""
+MAX_SPAN = 1 << 40
+"""No run may reach further above the committed offset than this: a bound on damaged input."""
+
+_PREFIX = "ap1:"
+_HEAD_CHARS = len(_PREFIX) + 9
+_VARINTS, _BITMAP, _DEFLATED_VARINTS, _DEFLATED_BITMAP = 1, 2, 4, 5
+_MAX_PLAIN_BYTES = 1 << 16
+"""No section is longer than this before deflation: a bound on the work of reading damaged input."""
+_SECTION_HEAD_BYTES = 4
+
+
+class Ignored(enum.Enum):
+    """Why restored metadata was not used."""
+
+    FOREIGN = "foreign"
+    """Not written by asyncpar, or by a version that this one does not know."""
+    DAMAGED = "damaged"
+    """Ours by its looks, but it cannot be read."""
+    MISPLACED = "misplaced"
+    """Ours, but of another topic, partition or offset (or altered)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`text` for the commit; `truncated` when the highest runs did not fit."""
+
+    text: str
+    truncated: bool
+
+
+def encode(
+    partition: TopicPartition, hwm: int, runs: Sequence[Run], max_chars: int = MAX_CHARS
+) -> Encoded:
+    """Metadata for a commit of `hwm` with `runs` done above it. An empty text for no runs."""
+    if not runs:
+        return Encoded("", False)
+    room = max(0, (max_chars - _HEAD_CHARS) * 6 // 8)
+    body = _pack(hwm, runs)
+    if len(body) <= room:
+        return Encoded(_seal(partition, hwm, body), False)
+    fitting = _longest_prefix(hwm, runs, room - _SECTION_HEAD_BYTES)
+    if not fitting:
+        return Encoded("", True)
+    return Encoded(_seal(partition, hwm, _pack(hwm, runs[:fitting])), True)
+
+
+def _longest_prefix(hwm: int, runs: Sequence[Run], room: int) -> int:
+    """How many of the lowest runs fit into `room` bytes undeflated: one cheap pass, no search."""
+    in_bitmap = in_varints = used = 0
+    cursor = hwm
+    for first, end in runs:
+        used += len(_varint(first - cursor)) + len(_varint(end - first))
+        cursor = end
+        in_varints += used <= room
+        in_bitmap += end - hwm <= room * 8
+    return max(in_varints, in_bitmap)
+
+
+def decode(partition: TopicPartition, offset: int, text: str) -> list[Run] | Ignored:
+    """The done runs above committed `offset`, or why `text` is ignored. [] for an empty text."""
+    if not text:
+        return []
+    if not text.startswith(_PREFIX) or len(text) < _HEAD_CHARS or text[_HEAD_CHARS - 1] != ":":
+        return Ignored.FOREIGN
+    packed = text[_HEAD_CHARS:]
+    try:
+        body = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
+        stated = int(text[len(_PREFIX) : _HEAD_CHARS - 1], 16)
+    except (binascii.Error, ValueError):
+        return Ignored.DAMAGED
+    if stated != _checksum(partition, offset, body):
+        return Ignored.MISPLACED
+    try:
+        return _unpack(offset, body)
+    except (ValueError, IndexError, zlib.error):
+        return Ignored.DAMAGED
+
+
+def _seal(partition: TopicPartition, hwm: int, body: bytes) -> str:
+    packed = base64.urlsafe_b64encode(body).rstrip(b"=").decode("ascii")
+    return f"{_PREFIX}{_checksum(partition, hwm, body):08x}:{packed}"
+
+
+def _checksum(partition: TopicPartition, offset: int, body: bytes) -> int:
+    place = f"{partition.topic}\x00{partition.partition}\x00{offset}\x00".encode()
+    return zlib.crc32(body, zlib.crc32(place))
+
+
+def _pack(hwm: int, runs: Sequence[Run]) -> bytes:
+    """The shortest of the four forms, as one section."""
+    varints = _as_varints(hwm, runs)
+    forms = [(_VARINTS, varints)]
+    if len(varints) <= _MAX_PLAIN_BYTES:
+        forms.append((_DEFLATED_VARINTS, zlib.compress(varints, 6)))
+    if runs[-1][1] - hwm <= _MAX_PLAIN_BYTES * 8:
+        bitmap = _as_bitmap(hwm, runs)
+        forms += [(_BITMAP, bitmap), (_DEFLATED_BITMAP, zlib.compress(bitmap, 6))]
+    section, payload = min(forms, key=lambda form: len(form[1]))
+    return _varint(section) + _varint(len(payload)) + payload
+
+
+def _as_varints(hwm: int, runs: Sequence[Run]) -> bytes:
+    parts = bytearray()
+    cursor = hwm
+    for first, end in runs:
+        parts += _varint(first - cursor)
+        parts += _varint(end - first)
+        cursor = end
+    return bytes(parts)
+
+
+def _as_bitmap(hwm: int, runs: Sequence[Run]) -> bytes:
+    bits = 0
+    for first, end in runs:
+        bits |= ((1 << (end - first)) - 1) << (first - hwm)
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def _unpack(offset: int, body: bytes) -> list[Run]:
+    at = 0
+    runs: list[Run] = []
+    while at < len(body):
+        section, at = _read_varint(body, at)
+        length, at = _read_varint(body, at)
+        payload = body[at : at + length]
+        if len(payload) != length:
+            raise ValueError("a section is cut off")
+        at += length
+        if section in (_DEFLATED_VARINTS, _DEFLATED_BITMAP):
+            payload = _inflate(payload)
+        if section in (_VARINTS, _DEFLATED_VARINTS):
+            runs = _from_varints(offset, payload)
+        elif section in (_BITMAP, _DEFLATED_BITMAP):
+            runs = _from_bitmap(offset, payload)
+    return runs
+
+
+def _inflate(payload: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    plain = inflater.decompress(payload, _MAX_PLAIN_BYTES)
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise ValueError("a section is longer than any of ours")
+    return plain
+
+
+def _from_varints(offset: int, payload: bytes) -> list[Run]:
+    runs: list[Run] = []
+    at, cursor = 0, offset
+    while at < len(payload):
+        undone, at = _read_varint(payload, at)
+        done, at = _read_varint(payload, at)
+        if not done or not undone:
+            raise ValueError("a run is empty")
+        first, cursor = cursor + undone, cursor + undone + done
+        if cursor - offset > MAX_SPAN:
+            raise ValueError("a run reaches too far")
+        runs.append((first, cursor))
+    return runs
+
+
+def _from_bitmap(offset: int, payload: bytes) -> list[Run]:
+    """Runs of set bits; walks from edge to edge, so it costs the runs, not the span."""
+    bits = int.from_bytes(payload, "little")
+    if bits & 1:
+        raise ValueError("the committed offset itself cannot be done")
+    runs: list[Run] = []
+    cursor = offset
+    while bits:
+        undone = (bits & -bits).bit_length() - 1
+        bits >>= undone
+        done = (~bits & (bits + 1)).bit_length() - 1
+        bits >>= done
+        runs.append((cursor + undone, cursor + undone + done))
+        cursor += undone + done
+    return runs
+
+
+def _varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def _read_varint(body: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = body[at]
+        number |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return number, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number is too long")

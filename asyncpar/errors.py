@@ -1,0 +1,130 @@
+"""Every error that asyncpar raises, and the exit code of `asyncpar run` that each one means.
+
+    AsyncparError
+    ├── ConfigurationError          2   what the user wrote
+    │   ├── TargetError                 the app to run cannot be found or imported
+    │   ├── HandlerError                a handler's signature or declaration
+    │   ├── SettingError                an unknown, malformed or contradictory setting
+    │   ├── UnknownTopicError           a topic that the cluster does not have
+    │   └── PortInUseError              the HTTP port asked for is taken
+    ├── ConnectError                4   the cluster cannot be used
+    │   ├── BrokerUnreachableError      nobody answered in time
+    │   ├── AuthenticationError         credentials or certificates refused
+    │   └── AuthorizationError          no right on a topic or on the group
+    ├── EngineError                 1   asyncpar cannot go on
+    │   ├── ConsumerFailedError         the client died more often than it may be replaced
+    │   └── DrainIncompleteError        stopped with work unfinished
+    ├── DecodeError                     a payload, key or header does not fit its annotation
+    │   └── TombstoneError              a record without a value, for a payload that may not be None
+    ├── HandlerFailedError              a plain handler raised what must not leave it (SystemExit)
+    └── BrokerError                     one request failed; asyncpar retries it (never leaves run())
+        ├── OffsetOutOfRangeError       the position does not exist any more (or not yet)
+        └── FetchError                  a fetch raised; positions must be restored
+
+Adapters translate foreign exceptions into these at the border. A message says what happened,
+where, and what to do, on one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from asyncpar.records import TopicPartition
+
+
+class AsyncparError(Exception):
+    """Base of all errors of asyncpar. `exit_code` is what `asyncpar run` ends with."""
+
+    exit_code = 1
+
+
+class ConfigurationError(AsyncparError):
+    """Something the user wrote is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class TargetError(ConfigurationError):
+    """The target of `asyncpar run` cannot be found, imported or used."""
+
+
+class HandlerError(ConfigurationError):
+    """A handler's declaration or signature is wrong."""
+
+
+class SettingError(ConfigurationError):
+    """A setting is unknown, malformed or contradicts another one."""
+
+
+class UnknownTopicError(ConfigurationError):
+    """A subscribed topic does not exist on the cluster."""
+
+
+class PortInUseError(ConfigurationError):
+    """The HTTP port that was asked for is taken by another program."""
+
+
+class ConnectError(AsyncparError):
+    """The cluster cannot be used with what was given."""
+
+    exit_code = 4
+
+
+class BrokerUnreachableError(ConnectError):
+    """No bootstrap server answered within `startup_timeout_ms`."""
+
+
+class AuthenticationError(ConnectError):
+    """Credentials were refused, or a certificate does not verify."""
+
+
+class AuthorizationError(ConnectError):
+    """The credentials have no right on a topic or on the group."""
+
+
+class EngineError(AsyncparError):
+    """The engine cannot go on; `run()` raises this instead of idling."""
+
+
+class ConsumerFailedError(EngineError):
+    """The Kafka client died and was replaced as often as it may be."""
+
+
+class DrainIncompleteError(EngineError):
+    """The engine stopped while work was unfinished; that work runs again after a restart."""
+
+
+class DecodeError(AsyncparError):
+    """Bytes do not fit the type that the handler asks for. The record is never retried."""
+
+
+class TombstoneError(DecodeError):
+    """A record has no value, and the payload's annotation does not allow None."""
+
+
+class HandlerFailedError(AsyncparError):
+    """A handler tried to end the process (SystemExit); it counts as an ordinary failure."""
+
+
+class BrokerError(AsyncparError):
+    """A request to the cluster failed in a way that may pass. The runtime tries again."""
+
+
+class OffsetOutOfRangeError(BrokerError):
+    """A position lies outside of the log: retention has passed it, or the log was truncated."""
+
+    def __init__(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self.offsets = dict(offsets)
+        where = ", ".join(f"{tp} at offset {offset}" for tp, offset in self.offsets.items())
+        super().__init__(f"offset out of range: {where}")
+
+
+class FetchError(BrokerError):
+    """A fetch raised; what it had already taken from the client's buffers may be lost.
+
+    The poller seeks every partition it asked for back to its own next offset.
+    """
+
+
+class RecordSkipped(Exception):  # noqa: N818 - not an error: a decision, passed as one
+    """A record is passed over on purpose and counts as done. Never leaves the runtime."""

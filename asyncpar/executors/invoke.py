@@ -1,0 +1,157 @@
+"""From a call plan to what a worker calls once per attempt.
+
+Decoding, middlewares and the place where the function runs are put together here, at start, so
+that a worker pays only for what a handler uses: a plain handler is one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asyncpar.errors import DecodeError, HandlerFailedError, RecordSkipped
+from asyncpar.executors.threads import ThreadExecutor
+from asyncpar.middleware import Call, Middleware, compose
+from asyncpar.records import SUCCESS, Outcome, RawRecord, Record, Verdict
+from asyncpar.signatures import CallPlan
+
+Attempt = Callable[[str, int, RawRecord, int, int], Coroutine[Any, Any, Any]]
+"""`(topic, partition, record, attempt, generation)` to a coroutine that runs the handler once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How workers run a handler. `judged`: the coroutine's result is an Outcome."""
+
+    invoke: Attempt
+    judged: bool
+
+
+def invocation(
+    plan: CallPlan, state: object, middlewares: Sequence[Middleware], threads: ThreadExecutor | None
+) -> Invocation:
+    """Put a handler's call together. `threads` is where a plain function runs; None: on the loop."""
+    attempt = _attempt(plan, state, threads)
+    if plan.spec.task_per_record:
+        attempt = _in_own_task(attempt)
+    if plan.skips_tombstones:
+        attempt = _skipping_tombstones(attempt)
+    if not middlewares:
+        return Invocation(attempt, judged=False)
+    return Invocation(_with_middlewares(plan.spec.name, attempt, middlewares), judged=True)
+
+
+def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
+    function: Callable[..., Any] = plan.spec.function
+    if plan.is_async_decoder:
+        return _decoding_on_the_loop(plan, state, threads)
+    bound = plan.bind(state)
+    if threads is not None:
+
+        def in_thread(
+            topic: str, partition: int, raw: RawRecord, attempt: int, generation: int
+        ) -> Coroutine[Any, Any, Any]:
+            def call() -> object:
+                args, kwargs = bound(topic, partition, raw, attempt, generation)
+                return function(*args, **kwargs)
+
+            return threads.run(call)
+
+        return in_thread
+
+    if plan.raw_only and plan.accepts_none:
+        return lambda topic, partition, raw, attempt, generation: function(raw.value)
+
+    def on_loop(
+        topic: str, partition: int, raw: RawRecord, attempt: int, generation: int
+    ) -> Coroutine[Any, Any, Any]:
+        args, kwargs = bound(topic, partition, raw, attempt, generation)
+        coroutine: Coroutine[Any, Any, Any] = function(*args, **kwargs)
+        return coroutine
+
+    if not plan.raw_only:
+        return on_loop
+
+    def raw_on_loop(
+        topic: str, partition: int, raw: RawRecord, attempt: int, generation: int
+    ) -> Coroutine[Any, Any, Any]:
+        value = raw.value
+        if value is None:
+            return on_loop(topic, partition, raw, attempt, generation)  # raises: a missing value
+        coroutine: Coroutine[Any, Any, Any] = function(value)
+        return coroutine
+
+    return raw_on_loop
+
+
+def _decoding_on_the_loop(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
+    """For an async `decoder=`: awaited on the loop, also when the function runs in a thread."""
+    function: Callable[..., Any] = plan.spec.function
+    bound = plan.bind_async(state)
+
+    async def run(topic: str, partition: int, raw: RawRecord, attempt: int, generation: int) -> object:
+        args, kwargs = await bound(topic, partition, raw, attempt, generation)
+        if threads is not None:
+            return await threads.run(lambda: function(*args, **kwargs))
+        return await function(*args, **kwargs)
+
+    return run
+
+
+def _in_own_task(attempt: Attempt) -> Attempt:
+    """A task per record, for code that is keyed on `asyncio.current_task()`."""
+
+    async def run(topic: str, partition: int, raw: RawRecord, number: int, generation: int) -> object:
+        return await asyncio.get_running_loop().create_task(
+            attempt(topic, partition, raw, number, generation)
+        )
+
+    return run
+
+
+def _skipping_tombstones(attempt: Attempt) -> Attempt:
+    def run(
+        topic: str, partition: int, raw: RawRecord, number: int, generation: int
+    ) -> Coroutine[Any, Any, Any]:
+        if raw.value is None:
+            raise RecordSkipped("a tombstone, and tombstones='skip'")
+        return attempt(topic, partition, raw, number, generation)
+
+    return run
+
+
+def _with_middlewares(name: str, attempt: Attempt, middlewares: Sequence[Middleware]) -> Attempt:
+    async def innermost(call: Call) -> Outcome:
+        (record,) = call.records
+        try:
+            await attempt(record.topic, record.partition, record, call.attempt, record.generation)
+        except RecordSkipped as skipped:
+            return Outcome(Verdict.SKIPPED, skipped)
+        except DecodeError as error:
+            return Outcome(Verdict.UNDECODABLE, error)
+        except Exception as error:
+            return Outcome(Verdict.FAILED, error)
+        except SystemExit as error:
+            return Outcome(Verdict.FAILED, HandlerFailedError(f"the handler called exit: {error!r}"))
+        return SUCCESS
+
+    chain = compose(middlewares, innermost)
+
+    async def run(topic: str, partition: int, raw: RawRecord, number: int, generation: int) -> Outcome:
+        record = Record(
+            topic,
+            partition,
+            raw.offset,
+            raw.key,
+            raw.value,
+            raw.headers,
+            raw.timestamp,
+            raw.timestamp_type,
+            number,
+            generation,
+        )
+        return await chain(Call(name, (record,), number))
+
+    return run

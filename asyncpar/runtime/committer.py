@@ -1,0 +1,178 @@
+"""The commit coordinator of one group: when it is due, takes what is done and commits it.
+
+One commit in flight, one attempt per request, bound to the token of the assignment. Failures are
+never fatal, but for a missing right: what is not stored is committed again, at least as high. From
+the start of a revoke to the next assignment only the revoke's own final commit is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from asyncpar.core.assignment import Partition
+from asyncpar.core.commits import CommitClock, Consequence, Draft, by_partition, drafts, settle
+from asyncpar.errors import AuthorizationError
+from asyncpar.ports import OffsetStore, RecordSource
+from asyncpar.records import CommitAnswer
+from asyncpar.runtime.group_state import GroupState
+from asyncpar.runtime.tally import count
+
+_BUSY_TICK_SECONDS = 0.05
+_IDLE_TICK_SECONDS = 1.0
+_FIRST_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 5.0
+_FINAL_ATTEMPT_SECONDS = 2.0
+_SHORTENINGS = 16
+
+
+class Committer:
+    """Commits for one group until `close()`."""
+
+    def __init__(
+        self,
+        state: GroupState,
+        offsets: OffsetStore,
+        source: RecordSource,
+        fatal: Callable[[BaseException], None],
+        empty_handed: Callable[[], Iterable[object]],
+    ) -> None:
+        self._state = state
+        self._offsets = offsets
+        self._source = source
+        self._fatal = fatal
+        self._empty_handed = empty_handed
+        self._clock = CommitClock(state.config.commit_every, state.config.commit_interval_ms)
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._failures = 0
+        self._not_before = float("-inf")
+        state.on_intake = self._wake.set
+
+    def close(self) -> None:
+        """Make no further commit of its own accord."""
+        self._closing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Commit when it is due, until closed."""
+        now = self._state.clock.monotonic
+        while True:
+            in_flight = any(p.in_flight for p in self._state.partitions.values())
+            await self._tick(_BUSY_TICK_SECONDS if in_flight else _IDLE_TICK_SECONDS, in_flight)
+            if self._closing:
+                return
+            if self._state.token is None or now() < self._not_before:
+                continue
+            completed = self._completed()
+            idle = not any(p.in_flight for p in self._state.partitions.values())
+            if self._clock.is_due(now(), completed, idle):
+                self._clock.committed(now(), completed)
+                await self._commit_due()
+
+    async def _tick(self, seconds: float, in_flight: bool) -> None:
+        """While records are in flight a plain tick; else until something comes in, or the tick."""
+        if in_flight:
+            await asyncio.sleep(seconds)
+            return
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _completed(self) -> int:
+        return sum(pool.completed() for pool in self._state.pools)
+
+    async def _commit_due(self) -> None:
+        async with self._lock:
+            if self._state.token is None:
+                return
+            self._pass_markers()
+            partitions = list(self._state.partitions.values())
+            if await self._commit(partitions, self._state.config.request_timeout_ms / 1000):
+                self._failures = 0
+                return
+        self._failures += 1
+        pause = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** min(self._failures - 1, 10))
+        self._not_before = self._state.clock.monotonic() + pause
+
+    def _pass_markers(self) -> None:
+        """Where nothing came and nothing is held, the client's position is past markers and holes."""
+        empty_handed = set(self._empty_handed())
+        for partition in self._state.partitions.values():
+            tracker = partition.tracker
+            if partition.is_open and tracker is not None and partition.tp in empty_handed and not tracker.unfinished:
+                position = self._source.position(partition.tp)
+                if position is not None:
+                    tracker.skip_to(position)
+
+    async def _commit(self, partitions: list[Partition], timeout_s: float) -> bool:
+        """Take and commit what is done; False when something must be tried again later."""
+        state = self._state
+        for _ in range(_SHORTENINGS):
+            made = drafts(partitions, state.metadata_budget)
+            if not made or state.token is None:
+                return True
+            started = state.clock.monotonic()
+            answers = await self._offsets.commit(state.token, by_partition(made), timeout_s)
+            state.counters.commit_seconds.add(state.clock.monotonic() - started)
+            consequences = [
+                self._settle(one, answers.get(one.partition.tp, CommitAnswer.RETRY)) for one in made
+            ]
+            if Consequence.AGAIN_SHORTER not in consequences:
+                return Consequence.AGAIN not in consequences
+        return False
+
+    def _settle(self, made: Draft, answer: CommitAnswer) -> Consequence:
+        state, tp = self._state, made.partition.tp
+        count(state.counters.commits, answer.value)
+        consequence = settle(made, answer, state.metadata_budget)
+        if consequence is Consequence.AGAIN_SHORTER:
+            state.log.warning(
+                "%s: the broker refused %d characters of commit metadata; committing with at most %d",
+                tp,
+                len(made.committed.metadata),
+                state.metadata_budget.max_chars,
+            )
+        elif consequence is Consequence.DROP:
+            if state.token is not None:
+                state.log.warning(
+                    "%s: the commit of offset %d was refused, this member was replaced in its group; "
+                    "waiting for the next assignment",
+                    tp,
+                    made.committed.offset,
+                )
+            state.token = None
+        elif consequence is Consequence.FATAL:
+            self._fatal(
+                AuthorizationError(
+                    f"no right to commit offsets of {tp} for group {state.group}: "
+                    "grant READ on the group and on the topic"
+                )
+            )
+        elif consequence is Consequence.AGAIN and not self._failures:
+            state.log.warning("%s: offset %d is not committed yet; trying again", tp, made.committed.offset)
+        return consequence
+
+    async def final(self, partitions: list[Partition], deadline: float) -> bool:
+        """The last commit of `partitions` before they are given back; True when all is stored.
+
+        Waits for one in flight first, and ends by `deadline` (monotonic seconds).
+        """
+        clock = self._state.clock.monotonic
+        try:
+            async with asyncio.timeout(max(0.0, deadline - clock())):
+                async with self._lock:
+                    while self._state.token is not None:
+                        left = deadline - clock()
+                        if left <= 0:
+                            return False
+                        if await self._commit(partitions, min(_FINAL_ATTEMPT_SECONDS, left)):
+                            return self._state.token is not None
+                        await asyncio.sleep(_FIRST_BACKOFF_SECONDS)
+        except TimeoutError:
+            return False
+        return False

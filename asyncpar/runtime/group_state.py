@@ -1,0 +1,295 @@
+"""One group's state: partitions, queues, token and lease. Owned by the runtime, shared by its parts.
+
+Holds what several parts need and the few steps that must happen in one breath (intake, late
+completions, stragglers). Waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from asyncpar.core.assignment import Event, Generations, Partition, State
+from asyncpar.core.commits import MetadataBudget
+from asyncpar.core.offset_codec import Ignored, decode
+from asyncpar.core.offsets import OffsetTracker, Run
+from asyncpar.core.virtual_partitions import ParkingLot, Queues, ReadyQueue, VirtualPartition
+from asyncpar.errors import DecodeError
+from asyncpar.records import Chunk, Committed, GroupToken, RawRecord, TopicPartition
+from asyncpar.runtime.config import RuntimeConfig
+from asyncpar.runtime.tally import GroupCounters, count
+
+if TYPE_CHECKING:
+    from asyncpar.runtime.workers import HandlerPool
+
+LEASE_MARGIN_SECONDS = 0.5
+_MAX_ARRIVALS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where time and chance come from; a simulation passes its own."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    uniform: Callable[[], float] = field(default_factory=lambda: random.Random().random)
+
+
+@dataclass(slots=True)
+class Straggler:
+    """A call of an older generation that still runs; its key is locked in the present one."""
+
+    lock: VirtualPartition
+    adoptable: bool
+
+
+class GroupState:
+    """What is true of one group now."""
+
+    def __init__(
+        self, group: str, config: RuntimeConfig, clock: Clock, lease_from: Callable[[], float]
+    ) -> None:
+        self.group = group
+        self.config = config
+        self.clock = clock
+        self.log = logging.getLogger("asyncpar.runtime")
+        self.partitions: dict[TopicPartition, Partition] = {}
+        self.pools: tuple[HandlerPool, ...] = ()
+        self.parking = ParkingLot()
+        self.on_parked: Callable[[], None] = lambda: None
+        self.on_intake: Callable[[], None] = lambda: None
+        self.generations = Generations()
+        self.metadata_budget = MetadataBudget()
+        self.counters = GroupCounters()
+        self.token: GroupToken | None = None
+        """Commits are possible while it is set: from assigned to the end of revoked."""
+        self.epoch = 0
+        """Grows with every assignment, revoke and loss: tells a task of an older one to give up."""
+        self.phase = "starting"
+        self.stopping = False
+        self.stragglers: dict[VirtualPartition, Straggler] = {}
+        self.lease_from = lease_from
+        self.lease_until = float("-inf")
+        self.lease_closed = False
+        self._routes: dict[str, list[HandlerPool]] = {}
+        self.arrivals: dict[TopicPartition, list[tuple[int, float]]] = {}
+
+    # -- the lease ---------------------------------------------------------------------------
+
+    def renew_lease(self, now: float) -> bool:
+        """True when something may start at `now`. Called when the known lease has run out."""
+        margin = self.config.session_timeout_ms / 1000 - LEASE_MARGIN_SECONDS
+        self.lease_until = self.lease_from() + margin
+        held = now <= self.lease_until
+        if held is self.lease_closed and (held or self.partitions):
+            self.lease_closed = not held
+            if held:
+                self.log.info("group %s: heartbeats are answered again, handlers start again", self.group)
+                self.wake_all()
+            else:
+                self.log.warning(
+                    "group %s: no heartbeat was answered for %.1f s, no handler starts until one is",
+                    self.group,
+                    margin,
+                )
+        return held
+
+    def wake_all(self) -> None:
+        """Let every handler look at its queue."""
+        for pool in self.pools:
+            pool.wake()
+
+    # -- routes ------------------------------------------------------------------------------
+
+    def pools_for(self, topic: str) -> list[HandlerPool]:
+        """The handlers of `topic`; an exact name beats a pattern."""
+        pools = self._routes.get(topic)
+        if pools is None:
+            named = [pool for pool in self.pools if topic in pool.handler.topics]
+            pools = named or [pool for pool in self.pools if pool.handler.takes(topic)]
+            self._routes[topic] = pools
+        return pools
+
+    def ready_queues(self) -> list[ReadyQueue]:
+        """All handlers' queues."""
+        return [pool.queue for pool in self.pools]
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def open(self, partition: Partition, start: int, runs: Iterable[Run]) -> None:
+        """`partition` begins at `start` with `runs` done above it; stragglers of it lock their keys."""
+        tracker = OffsetTracker(start, runs)
+        pools = self.pools_for(partition.tp.topic)
+        route = pools[0].queue if len(pools) == 1 and pools[0].handler.match is None else None
+        queues = Queues(partition.tp, partition.generation, tracker, route)
+        partition.tracker, partition.queues = tracker, queues
+        self.arrivals[partition.tp] = []
+        for pool in pools:
+            for vp in pool.running():
+                if vp.queues.partition == partition.tp and vp.head is not None:
+                    offset = vp.head.offset
+                    adoptable = offset >= start and not tracker.is_done(offset)
+                    self.stragglers[vp] = Straggler(queues.lock(vp.key, offset), adoptable)
+        partition.apply(Event.OPENED)
+
+    def restored_runs(self, tp: TopicPartition, committed: Committed) -> list[Run]:
+        """What the commit's metadata says is done above it; what is ignored is counted."""
+        runs = decode(tp, committed.offset, committed.metadata)
+        if isinstance(runs, Ignored):
+            count(self.counters.metadata_ignored, runs.value)
+            self.log.warning(
+                "%s: commit metadata at offset %d is %s and was ignored; records above that offset may run twice",
+                tp,
+                committed.offset,
+                runs.value,
+            )
+            return []
+        return runs
+
+    # -- intake ------------------------------------------------------------------------------
+
+    def intake(self, chunk: Chunk, now: float) -> int:
+        """Queue what a fetch delivered; returns how many records were let in."""
+        partition = self.partitions.get(TopicPartition(chunk.topic, chunk.partition))
+        if partition is None or not partition.is_open or not chunk.records:
+            return 0
+        tracker, queues = partition.tracker, partition.queues
+        assert tracker is not None and queues is not None
+        before = tracker.redelivered
+        fresh = tracker.admit(chunk.records)
+        self.counters.redelivered += tracker.redelivered - before
+        if not fresh:
+            return 0
+        self._note_arrival(partition.tp, fresh[-1].offset, now)
+        if queues.route is not None:
+            self._enqueue(partition, queues, fresh)
+        else:
+            for record in fresh:
+                if not self._route_one(partition, queues, record):
+                    break
+        self.on_intake()
+        return len(fresh)
+
+    def _enqueue(self, partition: Partition, queues: Queues, fresh: Sequence[RawRecord]) -> None:
+        pool = self.pools_for(partition.tp.topic)[0]
+        records = iter(fresh)
+        while (refused := queues.enqueue(records, pool.handler.key_of)) is not None:
+            if not self._settle_undecodable(partition, pool, refused.record, refused.error):
+                return
+        pool.wake()
+
+    def _route_one(self, partition: Partition, queues: Queues, record: RawRecord) -> bool:
+        """Queue one record where handlers share the topic; False when that halted the partition."""
+        topic = partition.tp.topic
+        pools = self.pools_for(topic)
+        pool = pools[0]
+        try:
+            for pool in pools:
+                if pool.handler.match is None or pool.handler.match(topic, record):
+                    key_of = pool.handler.key_of
+                    key = record.key if key_of is None else key_of(topic, record)
+                    queues.enqueue_one(record, key, pool.queue)
+                    pool.wake()
+                    return True
+        except DecodeError as error:
+            return self._settle_undecodable(partition, pool, record, error)
+        except Exception as error:
+            refused = DecodeError(f"match= of handler {pool.handler.name} raised {error!r}")
+            return self._settle_undecodable(partition, pool, record, refused)
+        return self._settle_unmatched(partition, pools, record)
+
+    def _settle_undecodable(
+        self, partition: Partition, pool: HandlerPool, record: RawRecord, error: DecodeError
+    ) -> bool:
+        pool.tally(partition.tp.topic).undecodable += 1
+        return self._skip_or_halt(partition, record, pool.handler.rules.skip_undecodable, str(error))
+
+    def _settle_unmatched(
+        self, partition: Partition, pools: Sequence[HandlerPool], record: RawRecord
+    ) -> bool:
+        skip = all(pool.handler.skip_unmatched for pool in pools)
+        if skip:
+            pools[0].tally(partition.tp.topic).skipped += 1
+        names = ", ".join(pool.handler.name for pool in pools)
+        reason = f"no match= of its handlers ({names}) takes it; unmatched='skip' would pass over it"
+        return self._skip_or_halt(partition, record, skip, reason)
+
+    def _skip_or_halt(self, partition: Partition, record: RawRecord, skip: bool, reason: str) -> bool:
+        if skip:
+            assert partition.tracker is not None
+            partition.tracker.complete(record.offset)
+            return True
+        self.halt(partition, f"offset {record.offset}: {reason}")
+        return False
+
+    def _note_arrival(self, tp: TopicPartition, last: int, now: float) -> None:
+        runs = self.arrivals[tp]
+        runs.append((last, now))
+        if len(runs) > _MAX_ARRIVALS:
+            del runs[: _MAX_ARRIVALS // 2]
+
+    def arrived_at(self, tp: TopicPartition, offset: int) -> float | None:
+        """When `offset` came in; None when that is too long ago to be known."""
+        runs = self.arrivals.get(tp)
+        if not runs:
+            return None
+        at = bisect_right(runs, (offset, float("-inf")))
+        return runs[at][1] if at < len(runs) else None
+
+    # -- endings -----------------------------------------------------------------------------
+
+    def halt(self, partition: Partition, reason: str) -> None:
+        """Stop `partition` at a record that failed for good; the others go on."""
+        if partition.state not in (State.OPEN, State.OPENING):
+            return
+        partition.apply(Event.HALT)
+        partition.halt_reason = reason
+        self.close_queues(partition)
+        self.log.error(
+            "%s halted, %s. Its records wait until app.retry_halted(), a rebalance or a restart; "
+            "other partitions go on",
+            partition.tp,
+            reason,
+        )
+        self.on_intake()
+
+    def close_queues(self, partition: Partition) -> None:
+        """Nothing of `partition` starts any more; what runs may end and still counts."""
+        if partition.queues is not None:
+            partition.queues.close(self.ready_queues())
+            self.parking.discard(partition.queues)
+
+    def release(self, partition: Partition, event: Event) -> None:
+        """`partition` is no longer ours: completions that come later are of an older generation."""
+        self.close_queues(partition)
+        partition.apply(event)
+        del self.partitions[partition.tp]
+        self.arrivals.pop(partition.tp, None)
+
+    def late_completion(self, vp: VirtualPartition, offset: int, ok: bool) -> None:
+        """A record ended that its tracker does not hold: its partition halted, drains, or went away."""
+        queues = vp.queues
+        partition = self.partitions.get(queues.partition)
+        if partition is not None and partition.queues is queues:
+            if ok:
+                queues.tracker.mark_done(offset)
+            return
+        straggler = self.stragglers.pop(vp, None)
+        if straggler is None:
+            self.counters.stale_completions += 1
+            return
+        lock = straggler.lock
+        present = partition is not None and partition.queues is lock.queues
+        adopted = ok and straggler.adoptable and present
+        if adopted:
+            count(self.counters.stragglers, "adopted")
+        else:
+            self.counters.stale_completions += 1
+        if present:
+            lock.queues.unlock(lock, offset, adopted)
+            self.wake_all()

@@ -1,0 +1,53 @@
+"""What liveness and readiness mean for one group: reasons, one sentence each. Source: DECISIONS.
+
+Live: the loop ticks, tasks live, the poller is called. Never the broker, never the downstream.
+Ready: joined, broker reached, no partition halted or blocked over the limit, no task dead.
+"""
+
+from __future__ import annotations
+
+from asyncpar.core.assignment import State
+from asyncpar.runtime.runtime import GroupRuntime
+
+_LOOP_LAG_LIMIT_SECONDS = 5.0
+
+
+def not_live(runtime: GroupRuntime) -> list[str]:
+    """Why a supervisor should restart this process; empty while it lives."""
+    state, session = runtime.state, runtime.session
+    if session is None or state.phase in ("starting", "stopping", "stopped"):
+        return []
+    reasons: list[str] = []
+    if state.phase == "failed":
+        reasons.append(f"group {state.group}: the engine failed")
+        return reasons
+    silent_for = state.clock.monotonic() - session.poller.called_at
+    if session.is_connected and (not session.is_serving() or silent_for > session.watchdog.stall_seconds):
+        reasons.append(f"group {state.group}: the poller has not been called for {silent_for:.0f} s")
+    if session.watchdog.loop_lag_seconds > _LOOP_LAG_LIMIT_SECONDS:
+        reasons.append(
+            f"group {state.group}: the event loop is late by {session.watchdog.loop_lag_seconds:.1f} s"
+        )
+    return reasons
+
+
+def not_ready(runtime: GroupRuntime) -> list[str]:
+    """Why this instance does not do its whole work; empty when it does."""
+    state, session = runtime.state, runtime.session
+    if state.phase != "joined" or session is None:
+        return [f"group {state.group} is {state.phase}"]
+    reasons: list[str] = []
+    if state.lease_closed and state.partitions:
+        reasons.append(f"group {state.group}: heartbeats are not answered, no handler starts")
+    if session.died.done():
+        reasons.append(f"group {state.group}: the client died ({session.died.result()})")
+    for partition in state.partitions.values():
+        if partition.state is State.HALTED:
+            reasons.append(f"{partition.tp} is halted: {partition.halt_reason}")
+        elif partition.state is State.OPENING:
+            reasons.append(f"{partition.tp} is opening: its committed offset is being read")
+    for tp, offset in session.watchdog.blocked.items():
+        reasons.append(f"{tp}: offset {offset} blocks the commit for longer than max_blocking_duration_ms")
+    for tp, offset in session.watchdog.idle_blocks.items():
+        reasons.append(f"{tp}: offset {offset} is ready but nothing runs it")
+    return reasons

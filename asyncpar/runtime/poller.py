@@ -1,0 +1,125 @@
+"""The only caller of the consumer's fetch: one call at a time, never cancelled, never timed out.
+
+Asks for what backpressure wants, queues what comes, and yields to the loop between calls (a fetch
+with data buffered never suspends). After a fetch that raised, every partition it asked for is
+sought back to its own next offset: the client may have dropped what it had already taken out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from asyncpar.core.assignment import Partition
+from asyncpar.core.backpressure import Backpressure
+from asyncpar.errors import AuthorizationError, BrokerError, OffsetOutOfRangeError
+from asyncpar.ports import RecordSource
+from asyncpar.records import TopicPartition
+from asyncpar.runtime.group_state import GroupState
+
+_FETCH_TIMEOUT_MS = 200
+_FETCH_TIMEOUT_BUSY_MS = 50
+_HELD_BACK_SECONDS = 0.005
+_KEEP_ALIVE_SECONDS = 1.0
+_PAUSE_AFTER_ERROR_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 5.0
+
+ResetPositions = Callable[[dict[TopicPartition, int]], Awaitable[None]]
+
+
+class Poller:
+    """Fetches for one group until `close()`."""
+
+    def __init__(
+        self, state: GroupState, source: RecordSource, reset: ResetPositions, fatal: Callable[[BaseException], None]
+    ) -> None:
+        self._state = state
+        self._source = source
+        self._reset = reset
+        self._fatal = fatal
+        self._closing = False
+        self._failures = 0
+        self.backpressure = Backpressure(state.config.limits)
+        self.called_at = state.clock.monotonic()
+        """When fetch was last called or returned: the watchdog's sign of life."""
+        self.in_fetch = False
+        self.asked: frozenset[TopicPartition] = frozenset()
+        """What the last fetch that ended asked for."""
+        self.empty_handed: frozenset[TopicPartition] = frozenset()
+        """What was asked for by the last fetch and delivered nothing: positions are past markers."""
+
+    def close(self) -> None:
+        """Make no further call; the one under way may return."""
+        self._closing = True
+
+    async def run(self) -> None:
+        """Fetch and queue until closed."""
+        clock = self._state.clock.monotonic
+        kept_alive = clock()
+        while not self._closing:
+            if self._state.stopping:
+                wanted, room = list[Partition](), 0
+            else:
+                wanted, room = self.backpressure.wanted(list(self._state.partitions.values()))
+            if not wanted and clock() - kept_alive < _KEEP_ALIVE_SECONDS:
+                await asyncio.sleep(self._pause_while_held())
+                self.called_at = clock()
+                continue
+            kept_alive = clock()
+            await self._fetch(wanted, room)
+            await asyncio.sleep(0)
+
+    def _pause_while_held(self) -> float:
+        """Short while limits hold us back (a slot frees soon), longer while nothing is assigned."""
+        held = self.backpressure.records_active or self.backpressure.bytes_active
+        busy = held or any(partition.backpressure for partition in self._state.partitions.values())
+        return _HELD_BACK_SECONDS if busy else _PAUSE_AFTER_ERROR_SECONDS / 2
+
+    async def _fetch(self, wanted: list[Partition], room: int) -> None:
+        asked = [partition.tp for partition in wanted]
+        busy = any(partition.in_flight for partition in self._state.partitions.values())
+        self.called_at = self._state.clock.monotonic()
+        self.in_fetch = True
+        generations = {partition.tp: partition.generation for partition in wanted}
+        try:
+            chunks = await self._source.fetch(
+                asked, room, _FETCH_TIMEOUT_BUSY_MS if busy else _FETCH_TIMEOUT_MS
+            )
+        except OffsetOutOfRangeError as error:
+            self._restore(generations, except_for=set(error.offsets))
+            await self._reset(error.offsets)
+            return
+        except AuthorizationError as error:
+            self._fatal(error)
+            return
+        except BrokerError as error:
+            self._restore(generations, except_for=set())
+            await self._back_off(error)
+            return
+        finally:
+            self.in_fetch = False
+            self.called_at = self._state.clock.monotonic()
+        self._failures = 0
+        delivered: set[TopicPartition] = set()
+        for chunk in chunks:
+            delivered.add(TopicPartition(chunk.topic, chunk.partition))
+            if self._state.intake(chunk, self.called_at):
+                self.backpressure.admitted(chunk.records)
+        self.asked = frozenset(asked)
+        self.empty_handed = self.asked - delivered
+
+    def _restore(self, generations: dict[TopicPartition, int], except_for: set[TopicPartition]) -> None:
+        """Seek back: the fetch that raised may have thrown away what it had taken."""
+        for tp, generation in generations.items():
+            partition = self._state.partitions.get(tp)
+            if tp in except_for or partition is None or partition.generation != generation:
+                continue
+            if partition.is_open and partition.tracker is not None:
+                self._source.seek(tp, partition.tracker.position)
+
+    async def _back_off(self, error: BrokerError) -> None:
+        self._failures += 1
+        pause = min(_MAX_PAUSE_SECONDS, _PAUSE_AFTER_ERROR_SECONDS * 2 ** min(self._failures - 1, 10))
+        if self._failures == 1:
+            self._state.log.warning("group %s: %s; trying again", self._state.group, error)
+        await asyncio.sleep(pause)

@@ -1,0 +1,298 @@
+"""What the group gives and takes: open what was assigned; gate, drain, commit and release what is revoked.
+
+The assignment's callback is synchronous (mark, take the token); a task then reads offsets and
+metadata and opens the partitions. A revoke closes the gate, lets what runs end within the grace,
+cancels the rest, commits with the old token and returns before the group's deadline. Nothing is
+committed for a lost partition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from asyncpar.core.assignment import Event, Partition, State
+from asyncpar.core.offsets import Run
+from asyncpar.errors import AuthorizationError, BrokerError
+from asyncpar.ports import Consumer
+from asyncpar.records import Committed, GroupToken, TopicPartition
+from asyncpar.runtime.committer import Committer
+from asyncpar.runtime.group_state import GroupState
+from asyncpar.runtime.tally import count
+from asyncpar.runtime.workers import Worker
+
+_CANCEL_SECONDS = 0.5
+_COMMIT_SECONDS = 1.5
+_RETRY_SECONDS = 0.1
+_MAX_RETRY_SECONDS = 2.0
+_SLOW_AFTER_TRIES = 5
+
+
+class Rebalancer:
+    """The group's `AssignmentListener`."""
+
+    def __init__(
+        self,
+        state: GroupState,
+        consumer: Consumer,
+        committer: Committer,
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._state = state
+        self._consumer = consumer
+        self._committer = committer
+        self._spawn = spawn
+        self._fatal = fatal
+        self._assigned_before = False
+
+    # -- given -------------------------------------------------------------------------------
+
+    def assigned(self, partitions: frozenset[TopicPartition], token: GroupToken) -> None:
+        """Mark what was given as opening and return; a task opens it."""
+        state = self._state
+        state.epoch += 1
+        state.token = token
+        count(state.counters.rebalances, "assigned")
+        for tp in [tp for tp in state.partitions if tp not in partitions]:
+            state.release(state.partitions[tp], Event.LOSE)
+        fresh = sorted(tp for tp in partitions if tp not in state.partitions)
+        for tp in fresh:
+            state.partitions[tp] = Partition(tp, state.generations.next(tp))
+        state.phase = "joined"
+        names = ", ".join(map(str, fresh)) or "nothing"
+        state.log.info("group %s: assigned %s (group generation %d)", state.group, names, token.generation)
+        self._spawn(self._open(fresh, state.epoch), "open")
+
+    async def _open(self, partitions: list[TopicPartition], epoch: int) -> None:
+        """Read offsets and metadata, retried until it works or the assignment is over."""
+        tries = 0
+        while self._is_current(epoch) and partitions:
+            try:
+                await self._open_once(partitions, epoch)
+                return
+            except AuthorizationError as error:
+                self._fatal(error)
+                return
+            except BrokerError as error:
+                tries += 1
+                if tries == _SLOW_AFTER_TRIES:
+                    self._state.log.warning(
+                        "group %s: committed offsets cannot be read (%s); trying again", self._state.group, error
+                    )
+                await asyncio.sleep(min(_MAX_RETRY_SECONDS, _RETRY_SECONDS * 2 ** min(tries, 8)))
+
+    def _is_current(self, epoch: int) -> bool:
+        return self._state.epoch == epoch and not self._state.stopping
+
+    async def _open_once(self, partitions: list[TopicPartition], epoch: int) -> None:
+        committed = await self._consumer.committed(partitions)
+        missing = [tp for tp in partitions if committed.get(tp) is None]
+        starts = await self._first_positions(missing) if missing else {}
+        if not self._is_current(epoch):
+            return
+        for tp in partitions:
+            partition = self._state.partitions.get(tp)
+            if partition is None or partition.state is not State.OPENING:
+                continue
+            stored = committed.get(tp)
+            if stored is not None:
+                runs = self._state.restored_runs(tp, stored)
+                partition.acknowledged = stored
+                self._open_at(partition, stored.offset, runs)
+            elif tp in starts:
+                self._open_at(partition, starts[tp], ())
+                if self._state.config.offset_reset == "earliest":
+                    # A start that any restart would find again needs no commit of its own.
+                    partition.acknowledged = Committed(starts[tp], "")
+            else:
+                reason = "it has no committed offset, and offset_reset=error"
+                self._state.halt(partition, reason)
+        self._assigned_before = True
+        self._state.on_intake()
+
+    def _open_at(self, partition: Partition, start: int, runs: Iterable[Run]) -> None:
+        self._state.open(partition, start, runs)
+        assert partition.tracker is not None
+        self._consumer.seek(partition.tp, partition.tracker.position)
+
+    async def _first_positions(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where partitions without a commit start; {} when that is an error."""
+        state = self._state
+        policy = state.config.offset_reset
+        if policy == "latest" and (self._assigned_before or await self._consumer.has_commits()):
+            # It appeared while the group was running: what it held before we looked is not old news.
+            policy = "earliest"
+        count(state.counters.offset_resets, "no_commit", len(partitions))
+        if policy == "error":
+            return {}
+        bounds = self._consumer.end if policy == "latest" else self._consumer.beginning
+        return await bounds(partitions)
+
+    # -- out of range ------------------------------------------------------------------------
+
+    async def reset_positions(self, offsets: dict[TopicPartition, int]) -> None:
+        """Positions outside of the log: apply `offset_reset`, and say what is passed over."""
+        state, epoch = self._state, self._state.epoch
+        policy = state.config.offset_reset
+        try:
+            begin = await self._consumer.beginning(offsets)
+            end = await self._consumer.end(offsets)
+        except BrokerError as error:
+            state.log.warning("group %s: log bounds cannot be read (%s); trying again", state.group, error)
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        for tp, offset in offsets.items():
+            partition = state.partitions.get(tp)
+            if partition is None or not partition.is_open or state.epoch != epoch:
+                continue
+            count(state.counters.offset_resets, "out_of_range")
+            where = f"offset {offset} is outside of the log ({begin[tp]} to {end[tp]})"
+            if policy == "error":
+                state.halt(partition, f"{where}, and offset_reset=error")
+                continue
+            target = end[tp] if policy == "latest" else begin[tp]
+            state.log.error(
+                "%s: %s; offset_reset=%s goes on at %d, offsets from %d to %d are passed over or read again",
+                tp,
+                where,
+                policy,
+                target,
+                min(offset, target),
+                max(offset, target),
+            )
+            self._move(partition, target)
+
+    def _move(self, partition: Partition, target: int) -> None:
+        tracker = partition.tracker
+        assert tracker is not None
+        if target >= tracker.position:
+            tracker.skip_to(target)
+            self._consumer.seek(partition.tp, tracker.position)
+            return
+        # Back within a life is against the law of commits: begin a new generation there.
+        self._begin_again(partition, Event.REOPEN, target, ())
+
+    def retry_halted(self, partition: Partition) -> None:
+        """Run the records of a halted partition again, from its HWM."""
+        tracker = partition.tracker
+        partition.halt_reason = None
+        if tracker is None:
+            partition.apply(Event.RESUME)
+            self._spawn(self._open([partition.tp], self._state.epoch), "open")
+            return
+        self._begin_again(partition, Event.RESUME, tracker.hwm, tracker.done_runs())
+
+    def _begin_again(self, partition: Partition, event: Event, start: int, runs: Iterable[Run]) -> None:
+        self._state.close_queues(partition)
+        partition.apply(event)
+        partition.generation = self._state.generations.next(partition.tp)
+        self._open_at(partition, start, runs)
+
+    # -- taken -------------------------------------------------------------------------------
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """Gate, drain, commit, release; returns before the group's deadline."""
+        state = self._state
+        started = state.clock.monotonic()
+        state.epoch += 1
+        state.phase = "rebalancing"
+        count(state.counters.rebalances, "revoked")
+        mine = [state.partitions[tp] for tp in partitions if tp in state.partitions]
+        grace = started + state.config.max_revoke_grace_ms / 1000
+        deadline = min(grace, self._consumer.drain_deadline() - _COMMIT_SECONDS)
+        await self.drain(mine, deadline)
+        await self._committer.final(mine, deadline + _COMMIT_SECONDS)
+        self.leave_behind(mine)
+        if not state.partitions:
+            state.token = None
+        state.counters.rebalance_seconds.add(state.clock.monotonic() - started)
+
+    def lost(self, partitions: frozenset[TopicPartition]) -> None:
+        """They belong to others already: cancel what runs, commit nothing."""
+        state = self._state
+        state.epoch += 1
+        state.token = None
+        state.phase = "rebalancing"
+        count(state.counters.rebalances, "lost")
+        mine = [state.partitions[tp] for tp in partitions if tp in state.partitions]
+        if mine:
+            state.log.warning(
+                "group %s: lost %s without a revoke; records handled since the last commit run again",
+                state.group,
+                ", ".join(str(partition.tp) for partition in mine),
+            )
+        for worker in self._running(mine):
+            worker.cancel("lost")
+        for partition in mine:
+            state.close_queues(partition)
+        self.leave_behind(mine)
+
+    async def drain(
+        self, partitions: list[Partition], deadline: float, hurry: asyncio.Event | None = None
+    ) -> bool:
+        """Start nothing more of `partitions`; True when all that ran has ended well by `deadline`.
+
+        `hurry` ends the waiting early: what runs is cancelled at once.
+        """
+        state = self._state
+        for partition in partitions:
+            state.close_queues(partition)
+            if partition.state is not State.DRAINING:
+                partition.apply(Event.REVOKE)
+        running = self._running(partitions)
+        if await self._wait(running, deadline - state.clock.monotonic(), hurry):
+            return True
+        for worker in running:
+            if not self._is_kept(worker):
+                worker.cancel("drain")
+        await self._wait(self._running(partitions), _CANCEL_SECONDS)
+        return False
+
+    def _running(self, partitions: Iterable[Partition]) -> list[Worker]:
+        queues = {id(partition.queues) for partition in partitions if partition.queues is not None}
+        return [
+            worker
+            for pool in self._state.pools
+            for worker in pool.busy()
+            if worker.vp is not None and id(worker.vp.queues) in queues
+        ]
+
+    def _is_kept(self, worker: Worker) -> bool:
+        return any(worker in pool.workers and not pool.handler.cancel_on_revoke for pool in self._state.pools)
+
+    @staticmethod
+    async def _wait(running: list[Worker], seconds: float, hurry: asyncio.Event | None = None) -> bool:
+        """True when all of `running` have ended within `seconds`, and before `hurry`."""
+        ends = [worker.when_finished() for worker in running if worker.vp is not None]
+        if not ends:
+            return True
+        all_ended = asyncio.gather(*ends)
+        waiting: set[asyncio.Future[Any]] = {all_ended}
+        alarm = None if hurry is None else asyncio.ensure_future(hurry.wait())
+        if alarm is not None:
+            waiting.add(alarm)
+        await asyncio.wait(waiting, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+        if alarm is not None:
+            alarm.cancel()
+        return all_ended.done()
+
+    def leave_behind(self, partitions: list[Partition]) -> None:
+        """Release; what still runs is a straggler, recorded and named."""
+        state = self._state
+        for worker in self._running(partitions):
+            vp, record = worker.vp, worker.record
+            if vp is None or record is None:
+                continue
+            count(state.counters.stragglers, "left")
+            state.log.warning(
+                "%s offset %d still runs %.1f s after its start and outlives this assignment (a straggler); "
+                "another member may run it at the same time",
+                vp.queues.partition,
+                record.offset,
+                state.clock.monotonic() - worker.started,
+            )
+        for partition in partitions:
+            if state.partitions.get(partition.tp) is partition:
+                state.release(partition, Event.RELEASE if partition.state is State.DRAINING else Event.LOSE)

@@ -1,0 +1,259 @@
+"""One consumer group of this process, from start to stop: sole owner of its state, supervisor of its tasks.
+
+Starts the handlers' pools and a session with a consumer; replaces a consumer that died (at most
+three times in ten minutes); ends when asked to, or raises what cannot be mended. Never idles over
+a dead task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from asyncpar.core.assignment import State
+from asyncpar.errors import (
+    AsyncparError,
+    BrokerError,
+    BrokerUnreachableError,
+    ConfigurationError,
+    ConsumerFailedError,
+    DrainIncompleteError,
+    EngineError,
+)
+from asyncpar.ports import ConsumerFactory, Subscription
+from asyncpar.records import TopicPartition
+from asyncpar.runtime.config import RuntimeConfig
+from asyncpar.runtime.group_state import Clock, GroupState
+from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.retries import RetryTimer
+from asyncpar.runtime.session import Session
+from asyncpar.runtime.workers import HandlerPool
+
+_MAX_REPLACEMENTS = 3
+_REPLACEMENT_WINDOW_SECONDS = 600.0
+_RESTART_PAUSE_SECONDS = 1.0
+_POOL_END_SECONDS = 1.0
+_END_CHECK_SECONDS = 0.1
+
+
+class GroupRuntime:
+    """Runs the handlers of one group. Use once: `run()` from start to end."""
+
+    def __init__(
+        self,
+        group: str,
+        handlers: Sequence[Handler],
+        subscription: Subscription,
+        config: RuntimeConfig,
+        consumers: ConsumerFactory,
+        clock: Clock | None = None,
+    ) -> None:
+        self._subscription = subscription
+        self._consumers = consumers
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._replaced_at: deque[float] = deque()
+        self._owners: set[asyncio.Task[None]] = set()
+        self.started = asyncio.Event()
+        """Set when the consumer has connected and subscribed."""
+        self.state = GroupState(group, config, clock or Clock(), lambda: float("-inf"))
+        self.state.pools = tuple(HandlerPool(handler, self.state) for handler in handlers)
+        self.session: Session | None = None
+        self._timer = RetryTimer(self.state)
+
+    # -- from outside ------------------------------------------------------------------------
+
+    def stop(self, *, now: bool = False) -> None:
+        """Begin the stop; `now`: cancel what runs instead of waiting for it."""
+        self._stop.set()
+        if now:
+            self._hurry.set()
+
+    def retry_halted(self, tp: TopicPartition) -> None:
+        """Run a halted partition's records again. KeyError when it is not assigned, ValueError when not halted."""
+        partition = self.state.partitions[tp]
+        if partition.state is not State.HALTED:
+            raise ValueError(f"{tp} is {partition.state.value}, not halted")
+        assert self.session is not None
+        self.session.rebalancer.retry_halted(partition)
+
+    def unfinished(self) -> list[str]:
+        """Names of the calls that still run."""
+        return [
+            f"{pool.handler.name} on {worker.vp.queues.partition} offset {worker.record.offset}"
+            for pool in self.state.pools
+            for worker in pool.busy()
+            if worker.vp is not None and worker.record is not None
+        ]
+
+    # -- the life ----------------------------------------------------------------------------
+
+    async def run(self, *, until_end: bool = False) -> None:
+        """Run until stopped. `until_end`: until the end offsets that were read at the start.
+
+        Raises ConfigurationError and ConnectError from the start; EngineError for what cannot be
+        mended; DrainIncompleteError when the stop left work unfinished.
+        """
+        for pool in self.state.pools:
+            self._own(pool)
+        try:
+            session = await self._begin()
+            ender = asyncio.create_task(self._stop_at_end()) if until_end else None
+            try:
+                session = await self._serve(session)
+            finally:
+                if ender is not None:
+                    ender.cancel()
+                drained = await self._finish()
+            if self._fatal.done():
+                raise self._fatal.result()
+            self._judge(drained, until_end)
+        finally:
+            await self._end_pools()
+
+    def _judge(self, drained: bool, until_end: bool) -> None:
+        halted = self._halted_at_end
+        if until_end and halted:
+            raise DrainIncompleteError(f"halted before the end: {', '.join(halted)}; see the errors logged above")
+        if not drained:
+            left = ", ".join(self.unfinished()) or "the last commit was not acknowledged"
+            raise DrainIncompleteError(
+                f"group {self.state.group} stopped with work unfinished ({left}); it runs again after a restart"
+            )
+
+    def _own(self, pool: HandlerPool) -> None:
+        task = asyncio.get_running_loop().create_task(pool.run(), name=f"asyncpar-pool-{pool.handler.name}")
+        self._owners.add(task)
+        task.add_done_callback(self._owner_ended)
+
+    def _owner_ended(self, task: asyncio.Task[None]) -> None:
+        self._owners.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        failure = EngineError(f"{task.get_name()} died: {error!r}")
+        failure.__cause__ = error
+        self._fail(failure)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._fatal.done():
+            self.state.phase = "failed"
+            self._fatal.set_result(error)
+
+    async def _begin(self) -> Session:
+        """A session that has connected; closed again when its start fails."""
+        session = Session(self.state, self._consumers(self.state.group), self._fail)
+        self.session = session
+        try:
+            await session.start(self._subscription)
+        except BaseException:
+            await session.close()
+            raise
+        self.started.set()
+        return session
+
+    async def _serve(self, session: Session) -> Session:
+        """Until the stop or a fatal failure; a dead consumer is replaced."""
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            while True:
+                ends: set[asyncio.Future[Any]] = {stop, self._fatal, session.died}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if self._fatal.done() or self._stop.is_set():
+                    return session
+                session = await self._replace(session, session.died.result())
+        finally:
+            stop.cancel()
+
+    async def _replace(self, dead: Session, reason: BaseException) -> Session:
+        state, now = self.state, self.state.clock.monotonic()
+        while self._replaced_at and now - self._replaced_at[0] > _REPLACEMENT_WINDOW_SECONDS:
+            self._replaced_at.popleft()
+        if len(self._replaced_at) >= _MAX_REPLACEMENTS:
+            error = ConsumerFailedError(
+                f"group {state.group}: the client died {_MAX_REPLACEMENTS + 1} times in "
+                f"{_REPLACEMENT_WINDOW_SECONDS / 60:.0f} minutes, last: {reason}"
+            )
+            error.__cause__ = reason
+            self._fail(error)
+            return dead
+        self._replaced_at.append(now)
+        state.counters.consumer_replacements += 1
+        state.log.error("group %s: the client died (%s); replacing it", state.group, reason)
+        dead.rebalancer.lost(frozenset(state.partitions))
+        await dead.close()
+        while not self._stop.is_set() and not self._fatal.done():
+            try:
+                return await self._begin()
+            except (BrokerUnreachableError, BrokerError) as error:
+                state.log.warning("group %s: no broker yet (%s); trying again", state.group, error)
+                await asyncio.sleep(_RESTART_PAUSE_SECONDS)
+            except (AsyncparError, ConfigurationError) as error:
+                self._fail(error)
+        return dead
+
+    # -- the stop ----------------------------------------------------------------------------
+
+    async def _finish(self) -> bool:
+        """Drain, commit, leave, close; True when nothing was cut off."""
+        state, session = self.state, self.session
+        assert session is not None
+        self._halted_at_end = [
+            f"{p.tp} ({p.halt_reason})" for p in state.partitions.values() if p.state is State.HALTED
+        ]
+        state.stopping = True
+        if not self._fatal.done():
+            state.phase = "stopping"
+        self._timer.close()
+        session.poller.close()
+        if self._fatal.done():
+            self._hurry.set()
+        wait_s = state.config.shutdown_drain_timeout_ms / 1000
+        drained = await session.drain(state.clock.monotonic() + wait_s, self._hurry)
+        await session.close()
+        state.phase = "failed" if self._fatal.done() else "stopped"
+        return drained
+
+    async def _end_pools(self) -> None:
+        for pool in self.state.pools:
+            pool.close()
+        owners = set(self._owners)
+        if not owners:
+            return
+        _, running = await asyncio.wait(owners, timeout=_POOL_END_SECONDS)
+        for owner in running:
+            owner.cancel()
+        if running:
+            await asyncio.wait(running, timeout=_POOL_END_SECONDS)
+
+    _halted_at_end: Sequence[str] = ()
+
+    # -- until the end -----------------------------------------------------------------------
+
+    async def _stop_at_end(self) -> None:
+        """Stop when everything up to the end offsets of the start is done (or halted)."""
+        ends: dict[TopicPartition, int] = {}
+        state = self.state
+        while True:
+            await asyncio.sleep(_END_CHECK_SECONDS)
+            settled = [p for p in state.partitions.values() if p.state in (State.OPEN, State.HALTED)]
+            unknown = [p.tp for p in settled if p.tp not in ends]
+            if unknown:
+                session = self.session
+                assert session is not None
+                try:
+                    ends.update(await session.consumer.end(unknown))
+                except BrokerError as error:
+                    state.log.warning("group %s: end offsets cannot be read (%s)", state.group, error)
+                continue
+            if state.phase != "joined" or len(settled) < len(state.partitions):
+                continue
+            if all(
+                p.state is State.HALTED or (p.tracker is not None and p.tracker.hwm >= ends[p.tp])
+                for p in settled
+            ):
+                self._stop.set()
+                return

@@ -1,0 +1,85 @@
+"""Counters of the hot path: plain integers and log-bucketed arrays, read when somebody asks.
+
+Nothing here locks, allocates per record or knows Prometheus.
+"""
+
+from __future__ import annotations
+
+from math import frexp
+
+from asyncpar.metrics import HISTOGRAM_BOUNDS, Histogram
+
+_BUCKETS = len(HISTOGRAM_BOUNDS) + 1
+_LOWEST_POWER = -20
+_TOP = _BUCKETS - 1
+
+
+class SecondsHistogram:
+    """Durations in seconds, counted in buckets of powers of two."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * _BUCKETS
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One observation. A negative one (a clock that was set back) counts as 0."""
+        if seconds < 0.0:
+            seconds = 0.0
+        index = frexp(seconds)[1] - _LOWEST_POWER
+        self.counts[0 if index < 0 or not seconds else min(index, _TOP)] += 1
+        self.total += seconds
+
+    def snapshot(self) -> Histogram:
+        """The counts of this moment."""
+        return Histogram(tuple(self.counts), self.total)
+
+
+class Tally:
+    """What one handler did with one topic's records."""
+
+    __slots__ = ("end_to_end", "failed", "processing", "queue_wait", "skipped", "succeeded", "undecodable")
+
+    def __init__(self) -> None:
+        self.succeeded = 0
+        self.failed = 0
+        self.undecodable = 0
+        self.skipped = 0
+        self.processing = SecondsHistogram()
+        self.queue_wait = SecondsHistogram()
+        self.end_to_end = SecondsHistogram()
+
+
+class GroupCounters:
+    """What one group's runtime counts besides its handlers."""
+
+    __slots__ = (
+        "commit_seconds",
+        "commits",
+        "consumer_replacements",
+        "metadata_ignored",
+        "offset_resets",
+        "rebalance_seconds",
+        "rebalances",
+        "redelivered",
+        "stale_completions",
+        "stragglers",
+    )
+
+    def __init__(self) -> None:
+        self.commits: dict[str, int] = {}
+        self.commit_seconds = SecondsHistogram()
+        self.metadata_ignored: dict[str, int] = {}
+        self.offset_resets: dict[str, int] = {}
+        self.rebalances: dict[str, int] = {}
+        self.rebalance_seconds = SecondsHistogram()
+        self.stragglers: dict[str, int] = {}
+        self.stale_completions = 0
+        self.redelivered = 0
+        self.consumer_replacements = 0
+
+
+def count(counter: dict[str, int], label: str, by: int = 1) -> None:
+    """Add `by` to `label`."""
+    counter[label] = counter.get(label, 0) + by

@@ -1,0 +1,403 @@
+"""One handler's workers: long-lived tasks that take what is ready and run it, one record at a time.
+
+The hot path. Per record a worker reads one clock (the end of one record is the start of the next),
+makes no task, timer or log line, and yields to the loop at least every 5 ms. It inlines the plain
+case of `Queues.finish`. Rules (source: DECISIONS, Workers):
+
+- Workers are spawned by the pool's owner task in a copy of a pristine context. After each record
+  the context is compared with the first one; a worker whose handler changed it is retired.
+- Whoever cancels a worker writes `cancel_reason` first. A CancelledError without one is an ordinary
+  failure, unless someone outside cancelled the task: then the record stays unsettled.
+- A success that comes back after our cancel counts, unless the generation changed.
+- Going to sleep and looking at the queue happen in one breath, so no wake-up is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import decimal
+from collections.abc import Iterator
+
+from asyncpar.core.failures import Action, decide
+from asyncpar.core.virtual_partitions import ReadyQueue, VirtualPartition
+from asyncpar.errors import DecodeError, HandlerFailedError, RecordSkipped
+from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
+from asyncpar.runtime.group_state import GroupState
+from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.resume import resume
+from asyncpar.runtime.tally import Tally
+
+_YIELD_SECONDS = 0.005
+_SAMPLE_MASK = 31
+_FAILURE_LOG_SECONDS = 1.0
+
+
+class _Interrupted(Exception):  # noqa: N818 - not an error: the record was not settled
+    """The attempt was ended by us or from outside; it counts for nothing."""
+
+    def __init__(self, worker_ends: bool) -> None:
+        self.worker_ends = worker_ends
+
+
+class Worker:
+    """One slot: its task, and what it runs now."""
+
+    __slots__ = ("cancel_reason", "finished", "record", "started", "task", "vp", "wake")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.vp: VirtualPartition | None = None
+        self.record: RawRecord | None = None
+        self.started = 0.0
+        self.cancel_reason: str | None = None
+        self.wake: asyncio.Future[None] | None = None
+        self.finished: asyncio.Future[None] | None = None
+        """Set by whoever waits for the end of the running record."""
+
+    def cancel(self, reason: str) -> None:
+        """Cancel what runs, for `reason`; nothing when nothing runs."""
+        if self.vp is not None and self.task is not None and self.cancel_reason is None:
+            self.cancel_reason = reason
+            self.task.cancel()
+
+    def when_finished(self) -> asyncio.Future[None]:
+        """Done when the record that runs now has ended."""
+        if self.finished is None:
+            self.finished = asyncio.get_running_loop().create_future()
+        return self.finished
+
+
+class HandlerPool:
+    """The bounded task group of one handler."""
+
+    def __init__(self, handler: Handler, state: GroupState) -> None:
+        self.handler = handler
+        self.state = state
+        self.queue = ReadyQueue(handler.name)
+        self.tallies: dict[str, Tally] = {}
+        self.workers: set[Worker] = set()
+        self.retired = 0
+        self.retries = 0
+        self._idle: list[Worker] = []
+        self._to_spawn = 0
+        self._spawn = asyncio.Event()
+        self._closing = False
+        self._pristine = contextvars.copy_context()
+        self._next_failure_log = float("-inf")
+        self._unlogged_failures = 0
+
+    # -- seen from outside -------------------------------------------------------------------
+
+    def tally(self, topic: str) -> Tally:
+        """The counters of this handler and `topic`."""
+        tally = self.tallies.get(topic)
+        if tally is None:
+            self.tallies[topic] = tally = Tally()
+        return tally
+
+    def running(self) -> Iterator[VirtualPartition]:
+        """The virtual partitions whose head runs now."""
+        return (worker.vp for worker in self.workers if worker.vp is not None)
+
+    def busy(self) -> list[Worker]:
+        """The workers that run a record now."""
+        return [worker for worker in self.workers if worker.vp is not None]
+
+    def completed(self) -> int:
+        """Attempts that ended well since the start."""
+        return sum(tally.succeeded + tally.skipped for tally in self.tallies.values())
+
+    def wake(self) -> None:
+        """There may be work: let as many workers look as there are heads ready.
+
+        Only the first is woken here. A worker whose handler waits wakes the others, so a handler
+        that never waits is not paid for with wake-ups of workers that would find nothing.
+        """
+        if self.queue.ready:
+            self._wake(1)
+
+    def _wake(self, wanted: int) -> None:
+        idle = self._idle
+        while wanted and idle:
+            future = idle.pop().wake
+            if future is not None and not future.done():
+                future.set_result(None)
+                wanted -= 1
+        room = self.handler.concurrency - len(self.workers) - self._to_spawn
+        if wanted and room > 0:
+            self._to_spawn += min(wanted, room)
+            self._spawn.set()
+
+    def close(self) -> None:
+        """No new work is coming: idle workers end, busy ones after their record."""
+        self._closing = True
+        self._spawn.set()
+        for worker in self._idle:
+            if worker.wake is not None and not worker.wake.done():
+                worker.wake.set_result(None)
+        self._idle.clear()
+
+    # -- the owner task ----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Own the workers until `close()`; raises when a worker fails (a defect of ours)."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._spawn.wait()
+                if self._closing:
+                    return
+                self._spawn.clear()
+                wanted, self._to_spawn = self._to_spawn, 0
+                for _ in range(wanted):
+                    worker = Worker()
+                    self.workers.add(worker)
+                    worker.task = group.create_task(
+                        self._life(worker),
+                        name=f"asyncpar-worker-{self.handler.name}",
+                        context=self._pristine.copy(),
+                    )
+
+    async def _life(self, me: Worker) -> None:
+        try:
+            await self._work(me)
+        except asyncio.CancelledError:
+            pass  # cancelled while idle, or from outside: the slot is free again
+        finally:
+            self._settle_waiter(me)
+            self.workers.discard(me)
+            if me in self._idle:
+                self._idle.remove(me)
+            if not self._closing:
+                self.wake()
+
+    async def _sleep_until_woken(self, me: Worker) -> None:
+        me.wake = asyncio.get_running_loop().create_future()
+        self._idle.append(me)
+        await me.wake
+
+    # -- the hot path ------------------------------------------------------------------------
+
+    async def _work(self, me: Worker) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, inlined on purpose
+        decimal.getcontext()  # sets a context variable: before the first comparison, not after
+        home = contextvars.copy_context()
+        state, ready, tallies = self.state, self.queue.ready, self.tallies
+        invoke, judged = self.handler.invoke, self.handler.judged
+        clock = state.clock.monotonic
+        task = asyncio.current_task()
+        assert task is not None
+        now = yielded = clock()
+        while True:
+            if not ready:
+                if self._closing:
+                    return
+                await self._sleep_until_woken(me)
+                now = yielded = clock()
+                continue
+            if now > state.lease_until and not state.renew_lease(now):
+                if self._closing:
+                    return
+                await self._sleep_until_woken(me)
+                now = yielded = clock()
+                continue
+            vp = ready.popleft()
+            record = vp.head
+            assert record is not None
+            queues = vp.queues
+            offset = record.offset
+            if offset >= queues.start_below:
+                queues.hold(vp)
+                continue
+            me.vp, me.record, me.started = vp, record, now
+            attempt = queues.attempts.get(offset, 0) + 1 if queues.attempts else 1
+            verdict, error = Verdict.SUCCESS, None
+            try:
+                coroutine = invoke(queues.topic, queues.number, record, attempt, queues.generation)
+                try:
+                    waiting_for = coroutine.send(None)
+                except StopIteration as end:
+                    result = end.value
+                else:
+                    if ready:
+                        self._wake(len(ready))
+                    result = await resume(coroutine, waiting_for)
+                    yielded = clock()
+                if judged:
+                    verdict, error = result.verdict, result.error
+            except BaseException as raised:
+                try:
+                    verdict, error = self._classify(me, task, raised)
+                except _Interrupted as interrupted:
+                    self._unsettled(me, vp, offset)
+                    if interrupted.worker_ends:
+                        raise asyncio.CancelledError from None
+                    await self._absorb_cancellation(me, task)
+                    now = yielded = clock()
+                    continue
+            started, now = now, clock()
+            me.vp = me.record = None
+            tally = tallies.get(queues.topic) or self.tally(queues.topic)
+            tally.processing.add(now - started)
+            if verdict is not Verdict.SUCCESS:
+                self._settle(vp, record, attempt, verdict, error, tally)
+            elif queues.unfinished.pop(offset, None) is None:
+                tally.succeeded += 1
+                state.late_completion(vp, offset, ok=True)
+            else:
+                tally.succeeded += 1
+                rest = vp.rest
+                if queues.route is None or queues.attempts:
+                    queues.finish(vp)
+                elif rest:
+                    vp.head = rest.popleft()
+                    ready.append(vp)
+                elif vp.key is not None:
+                    del queues.by_key[vp.key]
+                if not tally.succeeded & _SAMPLE_MASK:
+                    self._sample(tally, queues.partition, record, started)
+            if me.finished is not None:
+                self._settle_waiter(me)
+            if task.cancelling() or me.cancel_reason is not None:
+                await self._absorb_cancellation(me, task)
+                now = yielded = clock()
+            if self._has_changed(home):
+                self.retired += 1
+                return
+            if now - yielded > _YIELD_SECONDS:
+                await asyncio.sleep(0)
+                now = yielded = clock()
+
+    @staticmethod
+    def _has_changed(home: contextvars.Context) -> bool:
+        """True when a handler left a context variable behind (a comparison that raises counts)."""
+        try:
+            return contextvars.copy_context() != home
+        except Exception:
+            return True
+
+    def _classify(
+        self, me: Worker, task: asyncio.Task[None], raised: BaseException
+    ) -> tuple[Verdict, BaseException]:
+        """What an exception out of a handler means. Raises _Interrupted when it settles nothing."""
+        if isinstance(raised, RecordSkipped):
+            return Verdict.SKIPPED, raised
+        if isinstance(raised, DecodeError):
+            return Verdict.UNDECODABLE, raised
+        if isinstance(raised, Exception):
+            return Verdict.FAILED, raised
+        if isinstance(raised, asyncio.CancelledError):
+            if me.cancel_reason is not None:
+                raise _Interrupted(worker_ends=False)
+            if task.cancelling():
+                raise _Interrupted(worker_ends=True)
+            return Verdict.FAILED, raised
+        if isinstance(raised, SystemExit):
+            return Verdict.FAILED, HandlerFailedError(f"the handler called exit: {raised!r}")
+        raise raised
+
+    def _unsettled(self, me: Worker, vp: VirtualPartition, offset: int) -> None:
+        """The attempt was interrupted: the record is neither done nor failed."""
+        me.vp = me.record = None
+        if vp.queues.unfinished.get(offset) is None:
+            self.state.late_completion(vp, offset, ok=False)
+        else:
+            vp.queues.again(vp)
+        self._settle_waiter(me)
+
+    @staticmethod
+    def _settle_waiter(me: Worker) -> None:
+        if me.finished is not None:
+            if not me.finished.done():
+                me.finished.set_result(None)
+            me.finished = None
+
+    @staticmethod
+    async def _absorb_cancellation(me: Worker, task: asyncio.Task[None]) -> None:
+        """Forget a cancellation that was meant for the record that has ended.
+
+        Before 3.13 `uncancel()` leaves a cancellation that was not delivered yet behind: it is
+        taken here, not by the next record.
+        """
+        me.cancel_reason = None
+        while task.cancelling():
+            task.uncancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            while task.cancelling():
+                task.uncancel()
+
+    # -- the slow path -----------------------------------------------------------------------
+
+    def _settle(
+        self,
+        vp: VirtualPartition,
+        record: RawRecord,
+        attempt: int,
+        verdict: Verdict,
+        error: BaseException | None,
+        tally: Tally,
+    ) -> None:
+        """An attempt ended otherwise than in success."""
+        queues, state, offset = vp.queues, self.state, record.offset
+        if verdict is Verdict.SKIPPED:
+            tally.skipped += 1
+        elif verdict is Verdict.UNDECODABLE:
+            tally.undecodable += 1
+        else:
+            tally.failed += 1
+            self._log_failure(queues.partition, offset, attempt, error)
+        decision = decide(self.handler.rules, verdict, attempt, state.clock.uniform())
+        if offset not in queues.unfinished:
+            state.late_completion(vp, offset, ok=decision.action is Action.DONE)
+            return
+        if decision.action is Action.DONE:
+            queues.unfinished.pop(offset)
+            queues.finish(vp)
+            return
+        queues.attempts[offset] = attempt
+        if decision.action is Action.AGAIN:
+            self.retries += 1
+            state.parking.park(vp, state.clock.monotonic() + decision.delay_seconds)
+            state.on_parked()
+            return
+        partition = state.partitions[queues.partition]
+        what = "could not be decoded" if verdict is Verdict.UNDECODABLE else f"failed {attempt} times"
+        state.halt(partition, f"offset {offset}: {what} in handler {self.handler.name}: {_brief(error)}")
+
+    def _log_failure(
+        self, partition: TopicPartition, offset: int, attempt: int, error: BaseException | None
+    ) -> None:
+        """One line a second per handler at most, with the number of those left out."""
+        now = self.state.clock.monotonic()
+        if now < self._next_failure_log:
+            self._unlogged_failures += 1
+            return
+        self._next_failure_log = now + _FAILURE_LOG_SECONDS
+        left_out, self._unlogged_failures = self._unlogged_failures, 0
+        more = f" ({left_out} more failures since the last line)" if left_out else ""
+        self.state.log.warning(
+            "handler %s failed on %s offset %d, attempt %d: %s%s",
+            self.handler.name,
+            partition,
+            offset,
+            attempt,
+            _brief(error),
+            more,
+            exc_info=error,
+        )
+
+    def _sample(self, tally: Tally, tp: TopicPartition, record: RawRecord, started: float) -> None:
+        """Waiting time and end-to-end latency, of one record in 32."""
+        arrived = self.state.arrived_at(tp, record.offset)
+        if arrived is not None:
+            tally.queue_wait.add(started - arrived)
+        if record.timestamp > 0:
+            tally.end_to_end.add(self.state.clock.wall() - record.timestamp / 1000)
+
+
+def _brief(error: BaseException | None) -> str:
+    if error is None:
+        return "no reason given"
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

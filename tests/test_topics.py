@@ -1,0 +1,419 @@
+"""What `@topic` accepts, refuses and leaves on a function."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import assert_type
+
+from asyncpar.errors import DecodeError, HandlerError
+from asyncpar.records import RawRecord
+from asyncpar.topics import OVERRIDABLE, Retry, TopicSpec, order_key_function, specs_of, topic
+
+
+@dataclass
+class Raw:
+    offset: int = 7
+    key: bytes | None = None
+    value: bytes | None = b""
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    timestamp: int = 0
+    timestamp_type: int = 0
+
+
+async def on_loop(body: bytes) -> int:
+    return len(body)
+
+
+def in_thread(body: bytes) -> int:
+    return len(body)
+
+
+def spec_with(function: Callable[..., object] = on_loop, **arguments: Any) -> TopicSpec:
+    """One spec on a fresh function of the same kind."""
+    copy: Any = type(on_loop)(function.__code__, function.__globals__, function.__name__)
+    copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+    names = () if "pattern" in arguments else ("orders",)
+    return specs_of(topic(*names, **arguments)(copy))[0]
+
+
+def test_the_function_comes_back_unchanged_and_keeps_its_type() -> None:
+    """A handler stays callable in a unit test, typed as it was written."""
+
+    async def bill(order: bytes, attempt: int = 1) -> str:
+        return "billed"
+
+    decorated = topic("orders", concurrency=5)(bill)
+    assert decorated is bill
+    assert_type(asyncio.run(decorated(b"", attempt=2)), str)
+
+
+def test_a_bare_declaration_holds_the_defaults() -> None:
+    """Nothing given: key order, the settings decide the rest, and `given` is empty."""
+    spec = spec_with()
+    assert (spec.topics, spec.pattern, spec.group) == (("orders",), None, None)
+    assert (spec.order, spec.keyless, spec.unmatched) == ("key", "unordered", "halt")
+    assert (spec.tombstones, spec.on_decode_error, spec.on_revoke) == ("error", "halt", "cancel")
+    assert spec.concurrency is spec.retry is spec.match is spec.decoder is None
+    assert spec.given == frozenset()
+
+
+def test_the_default_name_is_module_and_qualified_name() -> None:
+    """Without `name=` the handler is found by where it is written."""
+    assert spec_with().name == f"{__name__}.on_loop"
+    assert spec_with(name="bill").name == "bill"
+
+
+def test_given_names_what_was_passed_also_when_it_equals_the_default() -> None:
+    """Settings must not override what the user wrote, even where it repeats a default."""
+    assert spec_with(order="key", concurrency=3).given == {"order", "concurrency"}
+    assert spec_with(concurrency=None, retry=None).given == frozenset()
+
+
+def test_the_signature_of_topic_shows_its_defaults() -> None:
+    """Editors and `help()` show the real defaults, though `given` tells apart what was passed."""
+    parameters = inspect.signature(topic).parameters
+    assert parameters["order"].default == "key"
+    assert parameters["on_revoke"].default == "cancel"
+
+
+def test_the_defaults_of_topic_and_of_the_spec_are_the_same() -> None:
+    """Two places state the defaults; they must not drift apart."""
+    fields = TopicSpec.__dataclass_fields__
+    for name, parameter in inspect.signature(topic).parameters.items():
+        if name not in {"topics", "name"}:
+            assert fields[name].default == parameter.default, name
+
+
+def test_an_unknown_argument_is_a_type_error() -> None:
+    """Python itself names the misspelt argument."""
+    misspelt: Any = topic
+    with pytest.raises(TypeError, match="concurency"):
+        misspelt("orders", concurency=3)
+
+
+def test_stacked_declarations_read_from_top_to_bottom() -> None:
+    """Several @topic on one function give several specs, in the order they are written."""
+
+    @topic("orders", group="a")
+    @topic("refunds", group="b")
+    async def bill(body: bytes) -> None: ...
+
+    assert [spec.group for spec in specs_of(bill)] == ["a", "b"]
+    assert bill.__asyncpar_topics__ == specs_of(bill)  # type: ignore[attr-defined]
+    assert all(spec.function is bill for spec in specs_of(bill))
+
+
+def test_a_plain_object_has_no_specs() -> None:
+    """The runner may ask of anything that it finds in a module."""
+    assert specs_of(on_loop) == specs_of(3) == specs_of(Raw) == ()
+
+
+def test_a_decorator_above_topic_is_refused_not_left_out() -> None:
+    """functools.wraps copies the specs; running the inner function would skip the wrapper silently."""
+
+    @topic("orders")
+    async def bill(body: bytes) -> None: ...
+
+    @functools.wraps(bill)
+    async def timed(body: bytes) -> None:
+        await bill(body)
+
+    with pytest.raises(HandlerError, match="put @topic on top"):
+        specs_of(timed)
+    with pytest.raises(HandlerError, match="put @topic on top"):
+        topic("refunds")(timed)
+
+
+def test_topic_without_parentheses_says_what_to_write() -> None:
+    """`@topic` alone hands the function over as a topic's name."""
+    bare: Any = topic
+    with pytest.raises(HandlerError, match=r'write @topic\("orders"'):
+        bare(on_loop)(in_thread)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "or ders", "orders*", "größe", "a" * 250, "orders\n"], ids=ascii
+)
+def test_illegal_topic_names_are_refused(name: str) -> None:
+    """What Kafka would refuse is refused at the declaration."""
+    with pytest.raises(HandlerError, match="no legal topic name"):
+        topic(name)(lambda_free_copy())
+
+
+@given(st.text("abzABZ019._-", min_size=1, max_size=249).filter(lambda name: name not in {".", ".."}))
+def test_legal_topic_names_are_accepted(name: str) -> None:
+    """Every name that Kafka allows passes."""
+    assert specs_of(topic(name)(lambda_free_copy()))[0].topics == (name,)
+
+
+def lambda_free_copy() -> Callable[[bytes], object]:
+    """A fresh function, so that specs do not pile up on one."""
+
+    def handler(body: bytes) -> object: ...
+
+    return handler
+
+
+def test_a_declaration_names_a_topic_once_and_at_least_one() -> None:
+    """No topic, one topic twice, a list of topics: each has its own message."""
+    several: Any = ["orders", "refunds"]
+    with pytest.raises(HandlerError, match="names no topic"):
+        topic()(lambda_free_copy())
+    with pytest.raises(HandlerError, match="twice"):
+        topic("orders", "orders")(lambda_free_copy())
+    with pytest.raises(HandlerError, match="each name an argument"):
+        topic(several)(lambda_free_copy())
+
+
+def test_a_pattern_stands_alone_or_beside_names() -> None:
+    """A pattern needs no name and excludes none."""
+    assert spec_with(pattern="audit-.*").pattern == "audit-.*"
+    both = specs_of(topic("orders", pattern="audit-.*")(lambda_free_copy()))[0]
+    assert (both.topics, both.pattern) == (("orders",), "audit-.*")
+
+
+@pytest.mark.parametrize("pattern", ["audit-(", "(?i)audit", "(?P<x>a)", "", re.compile("a"), 3], ids=repr)
+def test_patterns_that_no_union_can_hold_are_refused(pattern: Any) -> None:
+    """A group subscribes to one union of its patterns: each must compile as a part of it."""
+    with pytest.raises(HandlerError, match="pattern="):
+        spec_with(pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"order": "keys"}, "did you mean 'key'"),
+        ({"order": None}, "order=None is unknown"),
+        ({"keyless": "unorderd"}, "did you mean 'unordered'"),
+        ({"unmatched": "drop"}, "known: halt, skip"),
+        ({"tombstones": "skipp"}, "did you mean 'skip'"),
+        ({"on_decode_error": "stop"}, "on_decode_error='stop' is unknown"),
+        ({"on_revoke": ["keep"]}, "on_revoke="),
+        ({"executor": "threads"}, "did you mean 'thread'"),
+        ({"executor": "process"}, "not available in this version"),
+        ({"concurrency": 0}, "at least 1"),
+        ({"concurrency": True}, "whole number"),
+        ({"concurrency": 2.5}, "whole number"),
+        ({"retry": 5}, r"such as Retry\(attempts=5\)"),
+        ({"group": ""}, "group="),
+        ({"name": ""}, "name="),
+        ({"name": 3}, "name="),
+        ({"match": "orders"}, "match='orders' must be a function"),
+        ({"decoder": 3}, "decoder=3 must be a function"),
+        ({"task_per_record": 1}, "must be True or False"),
+    ],
+    ids=str,
+)
+def test_illegal_values_are_refused_with_the_fix(arguments: dict[str, Any], message: str) -> None:
+    """Every argument is checked where it is written; the message names it."""
+    with pytest.raises(HandlerError, match=message) as caught:
+        spec_with(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refused_declaration_leaves_nothing_on_the_function() -> None:
+    """A half-declared handler must not be picked up."""
+    function = lambda_free_copy()
+    with pytest.raises(HandlerError):
+        topic("orders", concurrency=0)(function)
+    assert specs_of(function) == ()
+
+
+def test_order_and_match_must_be_synchronous_and_a_decoder_need_not() -> None:
+    """The scheduler calls order and match; only the decoder runs in the worker."""
+
+    async def function(topic: str, raw: RawRecord) -> bytes:
+        return b""
+
+    class Callable_:  # noqa: N801 - an object whose call is async
+        async def __call__(self, topic: str, raw: RawRecord) -> bytes:
+            return b""
+
+    for asynchronous in (function, functools.partial(function), Callable_()):
+        for argument in ("order", "match"):
+            with pytest.raises(HandlerError, match="must be synchronous"):
+                spec_with(**{argument: asynchronous})
+        assert spec_with(decoder=asynchronous).decoder is asynchronous
+
+
+def test_the_executor_follows_the_kind_of_function() -> None:
+    """`async def` runs on the loop and `def` in a thread, said or not."""
+    assert spec_with(on_loop).resolved_executor == "async"
+    assert spec_with(on_loop, executor="async").resolved_executor == "async"
+    assert spec_with(in_thread).resolved_executor == "thread"
+    assert spec_with(in_thread, executor="thread").resolved_executor == "thread"
+
+
+def test_an_executor_that_cannot_run_the_function_is_refused() -> None:
+    """A coroutine function in a thread would never run; a plain one would block the loop."""
+    with pytest.raises(HandlerError, match="cannot run `async def`"):
+        spec_with(on_loop, executor="thread")
+    with pytest.raises(HandlerError, match="cannot run a plain `def`"):
+        spec_with(in_thread, executor="async")
+    with pytest.raises(HandlerError, match="task_per_record"):
+        spec_with(in_thread, task_per_record=True)
+
+
+def test_a_plain_wrapper_of_a_coroutine_function_must_say_what_it_is() -> None:
+    """In a thread it would return a coroutine that nobody awaits, and the record would count as done."""
+
+    @functools.wraps(on_loop)
+    def passes_on(body: bytes) -> Any:
+        return on_loop(body)
+
+    with pytest.raises(HandlerError, match="wraps an `async def`"):
+        topic("orders")(passes_on)
+    assert specs_of(topic("orders", executor="thread")(passes_on))[0].resolved_executor == "thread"
+
+
+def test_what_is_no_function_cannot_be_a_handler() -> None:
+    """Partials, methods, objects, lambdas and generators each get one clear line."""
+
+    class Shop:
+        def bill(self, body: bytes) -> None: ...
+
+        def __call__(self, body: bytes) -> None: ...
+
+    def generator(body: bytes) -> Any:
+        yield body
+
+    async def async_generator(body: bytes) -> Any:
+        yield body
+
+    refused: dict[str, Any] = {
+        "got a bound method": Shop().bill,
+        "got a partial": functools.partial(in_thread, b""),
+        "got a Shop": Shop(),
+        "got a type": Shop,
+        "got a staticmethod": staticmethod(in_thread),
+        "lambda": lambda body: body,
+        "remove its `yield`": generator,
+        "generator": async_generator,
+    }
+    for message, target in refused.items():
+        with pytest.raises(HandlerError, match=message):
+            topic("orders")(target)
+
+
+def test_retry_counts_runs_and_refuses_what_makes_no_sense() -> None:
+    """At least one run, delays of at least a millisecond, a maximum that is not below the base."""
+    assert Retry() == Retry(attempts=None, base_ms=100, max_ms=30_000)
+    wrong: list[dict[str, Any]] = [
+        {"attempts": 0},
+        {"attempts": 1.5},
+        {"attempts": True},
+        {"base_ms": 0},
+        {"max_ms": -1},
+        {"base_ms": 500, "max_ms": 100},
+    ]
+    for arguments in wrong:
+        with pytest.raises(HandlerError, match="Retry: "):
+            Retry(**arguments)
+
+
+def test_override_changes_values_and_marks_them_as_given() -> None:
+    """A handler's settings table is its own value, like the decorator's."""
+    spec = spec_with(concurrency=5, retry=Retry(attempts=3, base_ms=50))
+    changed = spec.override(concurrency=9, attempts=7, keyless="error", tombstones="skip")
+    assert (changed.concurrency, changed.keyless, changed.tombstones) == (9, "error", "skip")
+    assert changed.retry == Retry(attempts=7, base_ms=50)
+    assert changed.given == {"concurrency", "retry", "keyless", "tombstones"}
+    assert (spec.concurrency, spec.retry) == (5, Retry(attempts=3, base_ms=50))
+
+
+def test_override_makes_a_retry_where_there_was_none() -> None:
+    """Delays may come from the settings alone."""
+    assert spec_with().override(base_ms=200, max_ms=400).retry == Retry(None, 200, 400)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"concurency": 3}, "did you mean 'concurrency'"),
+        ({"order": "key"}, "unknown setting 'order'"),
+        ({"concurrency": "9"}, "whole number"),
+        ({"attempts": 0}, "handler .*on_loop: Retry: attempts=0"),
+        ({"on_revoke": "kep"}, "did you mean 'keep'"),
+    ],
+    ids=str,
+)
+def test_override_checks_like_the_decorator(values: dict[str, object], message: str) -> None:
+    """Keys and values of a settings table are refused with the handler's name."""
+    with pytest.raises(HandlerError, match=message):
+        spec_with().override(**values)
+
+
+def test_every_overridable_setting_changes_the_spec() -> None:
+    """A setting that did nothing would be a defect."""
+    other = {
+        "concurrency": 3,
+        "attempts": 2,
+        "base_ms": 5,
+        "max_ms": 500,
+        "keyless": "error",
+        "tombstones": "skip",
+        "on_decode_error": "skip",
+        "on_revoke": "keep",
+        "unmatched": "skip",
+    }
+    assert other.keys() == OVERRIDABLE
+    for key, value in other.items():
+        assert spec_with().override(**{key: value}) != spec_with().override()
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    """What was declared stays: specs are shared between apps and tests."""
+    changeable: Any = spec_with()
+    with pytest.raises(AttributeError):
+        changeable.concurrency = 3
+
+
+@pytest.mark.parametrize("order", ["key", "partition", "unordered"])
+def test_the_words_need_no_order_function(order: str) -> None:
+    """The scheduler reads `raw.key` itself; a call per record would only cost."""
+    assert order_key_function(spec_with(order=order)) is None
+
+
+@given(st.one_of(st.none(), st.binary(), st.text()))
+def test_an_order_function_yields_bytes(key: bytes | str | None) -> None:
+    """bytes stay, str becomes UTF-8, None is keyless; text that UTF-8 cannot hold is undecodable."""
+    function = order_key_function(spec_with(order=lambda _topic, _raw: key))
+    assert function is not None
+    assert function("orders", Raw()) == (key.encode() if isinstance(key, str) else key)
+
+
+def test_an_order_function_gets_topic_and_raw_record() -> None:
+    """The record itself knows no topic."""
+    function = order_key_function(spec_with(order=lambda topic, raw: f"{topic}/{raw.offset}"))
+    assert function is not None
+    assert function("orders", Raw(offset=9)) == b"orders/9"
+
+
+def test_an_order_function_that_fails_makes_the_record_undecodable() -> None:
+    """Raising and returning nonsense are DecodeErrors; the cause is chained, its text is not repeated."""
+
+    def raises(topic: str, raw: RawRecord) -> bytes:
+        raise KeyError("secret")
+
+    failing: dict[str, Any] = {
+        "raised KeyError": raises,
+        "returned int": lambda _topic, _raw: 3,
+        "raised UnicodeEncodeError": lambda _topic, _raw: "\ud800",
+    }
+    for message, order in failing.items():
+        function = order_key_function(spec_with(order=order))
+        assert function is not None
+        with pytest.raises(DecodeError, match=message) as caught:
+            function("orders", Raw())
+        assert "secret" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, UnicodeEncodeError)
