@@ -1,6 +1,8 @@
 """`python -m asyncpar`: the same as the program `asyncpar`."""
 
-from asyncpar.cli.main import entry
+import sys
+
+from asyncpar.cli.main import main
 
 if __name__ == "__main__":
-    entry()
+    sys.exit(main())

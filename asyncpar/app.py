@@ -272,7 +272,9 @@ class App:
         try:
             await asyncio.wait({waiting, self._owner}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
+            owner, self._owner = self._owner, None
             self.stop(now=True)
+            await asyncio.wait({owner})
             raise
         finally:
             waiting.cancel()

@@ -184,7 +184,8 @@ def _adapter(annotation: object, where: str) -> Any:
         with contextlib.suppress(ValidationError):
             adapter.validate_json(b"{")
     except (PydanticUserError, NameError, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
+        # pydantic goes on with advice on its own API, which is not called here by the user.
+        reason = str(error).partition("\n")[0].partition(". ")[0].partition(", then call")[0].rstrip(".")
         fix = f"use {_SUPPORTED}, or give decoder="
         raise HandlerError(f"{where}: {_name(annotation)} cannot be decoded: {reason}; {fix}") from error
     return adapter

@@ -4,29 +4,29 @@ What lives here: who gets which broker, and what happens where there is none. Wh
 is run (`kafka_broker.py`) or talked to (`kafka_tools.py`). Called by pytest. Always: a test that uses one of
 these fixtures carries the mark `broker`, and no broker starts before the first test that needs it.
 
-Environment: `ASYNCPAR_TEST_BOOTSTRAP=host:port` names a running broker to use instead of starting one (tests
-that kill or freeze it are skipped then); `ASYNCPAR_REQUIRE_BROKER=1` turns a missing broker from a skip into a
-failure.
+Environment: `ASYNCPAR_TEST_BOOTSTRAP=host:port` names a running broker to use instead of starting one
+(tests that kill or freeze it are skipped then); `ASYNCPAR_REQUIRE_BROKER=1` turns a missing broker from a
+skip into a failure.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 import pytest
 
 from tests import kafka_tools
 from tests.kafka_broker import KafkaBroker
-from tests.kafka_jars import NoKafkaError, kafka_home, missing_tools
+from tests.kafka_jars import BrokerUnavailable, kafka_home, missing_tools
 
 EXISTING = "ASYNCPAR_TEST_BOOTSTRAP"
 REQUIRED = "ASYNCPAR_REQUIRE_BROKER"
 _BROKER_FIXTURES = {"broker", "own_broker", "private_broker", "make_topic"}
-_NO_BROKER = "no Kafka broker: "
 _skipped_for_want_of_broker = pytest.StashKey[list[str]]()
 
 
@@ -38,7 +38,7 @@ class Broker(Protocol):
 
 
 class TopicFactory(Protocol):
-    """`make_topic(partitions=1, config=None, name="")` makes a topic and returns its name: unique, after `name`."""
+    """`make_topic(partitions=1, config=None, name="")` gives a new topic, named `name` and more."""
 
     def __call__(
         self, partitions: int = 1, config: Mapping[str, str] | None = None, name: str = ""
@@ -68,19 +68,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip or fail a `broker` test at once where Kafka cannot run."""
-    if item.get_closest_marker("broker") is None or os.environ.get(EXISTING):
+    """Skip or fail a `broker` test at once where Kafka cannot run; the first one fetches Kafka's jars."""
+    if item.get_closest_marker("broker") is None or _uses_existing(item):
         return
-    reason = missing_tools()
-    if reason is not None:
-        _refuse(item.config, reason)
-
-
-def _refuse(config: pytest.Config, reason: str) -> NoReturn:
+    reason = _why_no_kafka()
+    if reason is None:
+        return
     if os.environ.get(REQUIRED) == "1":
-        pytest.fail(f"{_NO_BROKER}{reason} ({REQUIRED}=1 forbids to skip)", pytrace=False)
-    config.stash[_skipped_for_want_of_broker].append(reason)
-    pytest.skip(_NO_BROKER + reason)
+        pytest.fail(f"no Kafka broker: {reason} ({REQUIRED}=1 forbids to skip)", pytrace=False)
+    item.config.stash[_skipped_for_want_of_broker].append(reason)
+    pytest.skip(f"no Kafka broker: {reason}")
+
+
+def _uses_existing(item: pytest.Item) -> bool:
+    names = set(getattr(item, "fixturenames", ()))
+    return bool(
+        os.environ.get(EXISTING) and names & {"broker", "make_topic"} and "private_broker" not in names
+    )
+
+
+@functools.cache
+def _why_no_kafka() -> str | None:
+    reason = missing_tools()
+    if reason is None:
+        try:
+            kafka_home()
+        except BrokerUnavailable as error:
+            reason = str(error)
+    return reason
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -92,16 +107,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def _session_broker() -> Iterator[Broker | NoKafkaError]:
+def _session_broker() -> Iterator[Broker]:
     address = os.environ.get(EXISTING)
     if address:
         yield ExistingBroker(address)
-        return
-    try:
-        kafka_home()
-    except NoKafkaError as error:
-        # Given on, not raised: pytest would repeat it for the later tests, uncounted.
-        yield error
         return
     node = KafkaBroker()
     try:
@@ -112,10 +121,8 @@ def _session_broker() -> Iterator[Broker | NoKafkaError]:
 
 
 @pytest.fixture
-def broker(request: pytest.FixtureRequest, _session_broker: Broker | NoKafkaError) -> Broker:
+def broker(_session_broker: Broker) -> Broker:
     """The broker of the whole run, running and awake: started again if a test left it otherwise."""
-    if isinstance(_session_broker, NoKafkaError):
-        _refuse(request.config, str(_session_broker))
     if isinstance(_session_broker, KafkaBroker):
         _revive(_session_broker)
     return _session_broker
@@ -142,15 +149,8 @@ def own_broker(broker: Broker) -> Iterator[KafkaBroker]:
 
 
 @pytest.fixture
-def private_broker(request: pytest.FixtureRequest) -> Iterator[KafkaBroker]:
-    """A fresh broker for one test, started; ready in 1.5 s. Needs Java also where a broker is given."""
-    reason = missing_tools()
-    if reason is not None:
-        _refuse(request.config, reason)
-    try:
-        kafka_home()
-    except NoKafkaError as error:
-        _refuse(request.config, str(error))
+def private_broker() -> Iterator[KafkaBroker]:
+    """A fresh broker for one test, started; ready in about 1.5 s. Needs Java also where a broker is given."""
     node = KafkaBroker()
     try:
         node.start()

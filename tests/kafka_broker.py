@@ -1,9 +1,9 @@
 """Real Kafka processes for tests: KRaft nodes started from Maven jars, to be killed, frozen and restarted.
 
-What lives here: `KafkaBroker` (one node) and `KafkaCluster` (several). What never does: jars (`kafka_jars.py`),
-topics, records, groups (`kafka_tools.py`) and pytest fixtures (`conftest.py`). Called by `conftest.py` and by
-tests that build their own brokers. Always: sockets on 127.0.0.1 only, every wait bounded, and no process
-outlives the test process, however that one dies.
+What lives here: `KafkaBroker` (one node) and `KafkaCluster` (several). What never does: jars
+(`kafka_jars.py`), topics, records, groups (`kafka_tools.py`) and pytest fixtures (`conftest.py`). Called by
+`conftest.py` and by tests that build their own brokers. Always: sockets on 127.0.0.1 only, every wait
+bounded, and no process outlives the test process, however that one dies.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from tests.kafka_jars import java_command, java_version, kafka_home
+from tests.kafka_jars import BrokerUnavailable, java_command, java_version, kafka_home
+
+__all__ = [
+    "BrokerStartError",
+    "BrokerUnavailable",
+    "KafkaBroker",
+    "KafkaCluster",
+    "free_port",
+    "kafka_home",
+    "new_cluster_id",
+]
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
@@ -57,8 +67,8 @@ class BrokerStartError(RuntimeError):
 def _archive_options(home: Path) -> list[str]:
     """Options for the class-data archive of this Java, which about halves a node's start.
 
-    It is made once, by a node that starts and stops. A Java that cannot make one leaves an empty file, so that
-    nobody tries again.
+    It is made once, by a node that starts and stops. A Java that cannot make one leaves an empty file, so
+    that nobody tries again.
     """
     version = hashlib.sha256(java_version().encode()).hexdigest()[:16]
     archive = home / f"classes-{version}.jsa"
@@ -102,10 +112,11 @@ def new_cluster_id() -> str:
 class KafkaBroker:
     """One KRaft node (broker and controller) on 127.0.0.1, in a folder of its own.
 
-    `overrides` are lines of server.properties, read again at each start. `directory` (default: a new temporary
-    one) can lie on a small tmpfs. `client` holds librdkafka settings for the readiness check of a broker that
-    wants credentials; `format_args` goes to the storage tool (`-S SCRAM...`); `java_options` replaces the
-    class-data archive. `port` and `controller_port` are known before start(), so that overrides can name them.
+    `overrides` are lines of server.properties, read again at each start. `directory` (default: a new
+    temporary one) can lie on a small tmpfs. `client` holds librdkafka settings for the readiness check of a
+    broker that wants credentials; `format_args` goes to the storage tool (`-S SCRAM...`); `java_options`
+    replaces the class-data archive. `port` and `controller_port` are known before start(), so that
+    overrides can name them.
     """
 
     def __init__(
@@ -243,7 +254,8 @@ class KafkaBroker:
     def wait_ready(
         self, nodes: Iterable[int] | None = None, timeout_seconds: float = START_TIMEOUT_SECONDS
     ) -> None:
-        """Return when this node's metadata names the node ids `nodes` (default: its own) and each partition has a leader.
+        """Return when this node's metadata names the node ids `nodes` (default: its own) and each partition
+        has a leader.
 
         A partition may lack a leader while other nodes of its cluster are down: then only the node ids count.
         """
@@ -281,7 +293,7 @@ class KafkaBroker:
         )
 
     def stop(self, timeout_seconds: float = STOP_TIMEOUT_SECONDS) -> None:
-        """End the node in order (SIGTERM; SIGKILL after the timeout). Nothing happens when it does not run."""
+        """End the node in order (SIGTERM; SIGKILL after the timeout). Does nothing when it is down."""
         if self._process is None or not self.is_running:
             return
         self._process.send_signal(signal.SIGCONT)
@@ -292,7 +304,7 @@ class KafkaBroker:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL: what a lost machine looks like, but for the page cache. Nothing happens when it does not run."""
+        """SIGKILL: what a lost machine looks like, but for the page cache. Does nothing when it is down."""
         if self._process is not None and self.is_running:
             self._process.kill()
             self._process.wait(10)
@@ -329,7 +341,7 @@ def _is_complete(admin: AdminClient, wanted: set[int], whole: bool) -> bool:
 
 
 class KafkaCluster:
-    """`n` nodes with one cluster id, replication factor n, min.insync.replicas 2; `nodes[i]` is killed on its own."""
+    """`nodes`: n of them in one cluster; replication factor n, min.insync.replicas 2."""
 
     def __init__(self, n: int = 3, overrides: Mapping[str, str] | None = None) -> None:
         self.nodes = [KafkaBroker(overrides, node_id=number) for number in range(1, n + 1)]
@@ -352,7 +364,7 @@ class KafkaCluster:
             node.wait_ready([other.node_id for other in self.nodes], max(deadline - time.monotonic(), 1.0))
 
     def stop(self) -> None:
-        """SIGTERM to one node after the other; the last ones have no quorum to say goodbye to and are killed."""
+        """SIGTERM to one node after the other; the last ones, left without a quorum, are killed."""
         majority = len(self.nodes) // 2 + 1
         running = [node for node in self.nodes if node.is_running]
         for node in running[: max(len(running) - majority + 1, 0)]:

@@ -32,7 +32,7 @@ rootLogger.appenderRef.console.ref = console
 """
 
 
-class NoKafkaError(RuntimeError):
+class BrokerUnavailable(RuntimeError):  # noqa: N818  (a state of the machine, not a fault)
     """This machine cannot run Kafka: no Java, no Maven, or the jars could not be fetched."""
 
 
@@ -62,12 +62,12 @@ def _cache_home() -> Path:
 
 
 def kafka_home() -> Path:
-    """Where Kafka's jars and log settings are, fetched by Maven at the first call; raises NoKafkaError."""
+    """Where Kafka's jars and log settings are; Maven fetches them once. Raises BrokerUnavailable."""
     home = _cache_home()
     if home.is_dir():
         return home
     if shutil.which("mvn") is None:
-        raise NoKafkaError("no `mvn` on PATH and no cached Kafka jars: install Maven")
+        raise BrokerUnavailable("no `mvn` on PATH and no cached Kafka jars: install Maven")
     home.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=home.parent))
     try:
@@ -89,10 +89,10 @@ def _fetch_jars(building: Path) -> None:
             command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise NoKafkaError(f"Maven fetched no Kafka jars within {FETCH_TIMEOUT_SECONDS:.0f} s") from None
+        raise BrokerUnavailable(f"Maven fetched no Kafka jars within {FETCH_TIMEOUT_SECONDS:.0f} s") from None
     if done.returncode or not any((building / "libs").glob("kafka_*.jar")):
         output = (done.stdout + done.stderr)[-1500:].strip()
-        raise NoKafkaError(f"Maven could not fetch Kafka's jars: {output}")
+        raise BrokerUnavailable(f"Maven could not fetch Kafka's jars: {output}")
 
 
 def java_command(home: Path, *options: str) -> list[str]:

@@ -1,10 +1,10 @@
 """What tests do to a Kafka cluster from outside: topics, records in, offsets and commits read back.
 
-What lives here: short async helpers around independent clients (librdkafka for everything but commits, whose
-metadata its admin client over-reads). What never does: brokers as processes (`kafka_broker.py`) and asyncpar itself,
-so that a wrong answer of the engine cannot hide here. Called by `conftest.py` and integration tests. Always: each
-call ends within its `timeout_seconds` or raises TimeoutError or KafkaException; each opens a client of its own, so
-that a broker killed before leaves no stale connection behind.
+What lives here: short async helpers around independent clients (librdkafka for everything but commits,
+whose metadata its admin client over-reads). What never does: brokers as processes (`kafka_broker.py`) and
+asyncpar itself, so that a wrong answer of the engine cannot hide here. Called by `conftest.py` and
+integration tests. Always: each wait of a call ends within its `timeout_seconds`, else it raises TimeoutError
+or KafkaException; each opens a client of its own, so that a killed broker leaves no stale connection behind.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError as BrokerError
 from aiokafka.errors import for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
 from confluent_kafka import (
@@ -32,12 +33,11 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 TIMEOUT_SECONDS = 30.0
-_RETRIED_CODES = {14, 15, 16}  # coordinator loading, not available, moved
-_EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()
+_EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class Record(NamedTuple):
-    """A record to produce. Without a partition the key decides as Java's and aiokafka's producers do (murmur2)."""
+    """A record to produce. Without a partition the key decides, as in Java's and aiokafka's producers."""
 
     key: bytes | None = None
     value: bytes | None = b""
@@ -63,15 +63,23 @@ class Committed(NamedTuple):
 
 
 def keyed(count: int, keys: int = 100, value: bytes | None = None) -> list[Record]:
-    """`count` records over `keys` keys in turn; the values number the records (`b"0"`, `b"1"`, ...) unless given."""
+    """`count` records over `keys` keys in turn; values number them (`b"0"`, `b"1"`, ...) unless given."""
     return [Record(b"k%d" % (i % keys), b"%d" % i if value is None else value) for i in range(count)]
 
 
 async def produce(
-    bootstrap: str, topic: str, records: Iterable[Record], timeout_seconds: float = TIMEOUT_SECONDS
+    bootstrap: str,
+    topic: str,
+    records: Iterable[Record],
+    idempotent: bool = False,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> list[Produced]:
-    """Produce all records, in order per partition; where each went, in the order given. 100,000 take about a second."""
-    return await asyncio.to_thread(_produce, bootstrap, topic, list(records), timeout_seconds)
+    """Produce all records, in order per partition; returns where each went, in the order given.
+
+    Nothing is sent twice: what fails is raised. With `idempotent` the producer retries over broken
+    connections and moved leaders instead, still without duplicates; that costs half a second.
+    """
+    return await asyncio.to_thread(_produce, bootstrap, topic, list(records), idempotent, timeout_seconds)
 
 
 async def produce_transaction(
@@ -92,7 +100,6 @@ def _producer(bootstrap: str, **settings: Any) -> Producer:
         {
             "bootstrap.servers": bootstrap,
             "partitioner": "murmur2_random",
-            "enable.idempotence": True,
             "linger.ms": 5,
             "queue.buffering.max.messages": 1_000_000,
             "log_level": 0,
@@ -101,9 +108,11 @@ def _producer(bootstrap: str, **settings: Any) -> Producer:
     )
 
 
-def _produce(bootstrap: str, topic: str, records: list[Record], timeout_seconds: float) -> list[Produced]:
-    deadline = time.monotonic() + timeout_seconds
-    return _send(_producer(bootstrap), topic, records, deadline)
+def _produce(
+    bootstrap: str, topic: str, records: list[Record], idempotent: bool, timeout_seconds: float
+) -> list[Produced]:
+    retries = {"enable.idempotence": True} if idempotent else {"message.send.max.retries": 0}
+    return _send(_producer(bootstrap, **retries), topic, records, time.monotonic() + timeout_seconds)
 
 
 def _send(producer: Producer, topic: str, records: list[Record], deadline: float) -> list[Produced]:
@@ -185,7 +194,7 @@ def _ask(
     timeout_seconds: float,
     allowed_code: int | None = None,
 ) -> dict[Any, Any]:
-    """The answers of an admin client that lives until the last one; a part refused with `allowed_code` is left out."""
+    """The answers of an admin client that lives until the last; refusals with `allowed_code` are left out."""
     admin = _admin(bootstrap)
     answers: dict[Any, Any] = {}
     for part, future in question(admin).items():
@@ -205,7 +214,7 @@ def create_topic_now(
     config: Mapping[str, str] | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Create a topic with the cluster's default replication; return when each partition has a leader. Blocks."""
+    """Create a topic with the cluster's default replication; return when it has its leaders. Blocks."""
     new = NewTopic(topic, num_partitions=partitions, config=dict(config or {}))
     _ask(
         bootstrap, lambda admin: admin.create_topics([new], request_timeout=timeout_seconds), timeout_seconds
@@ -320,7 +329,7 @@ async def delete_records(
 
 
 async def delete_group(bootstrap: str, group: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Delete a group and its commits; none of that name is no error, one with members raises KafkaException."""
+    """Delete a group and its commits; none of that name is no error, one with members is (KafkaException)."""
 
     def delete(admin: AdminClient) -> Mapping[Any, Future[Any]]:
         return admin.delete_consumer_groups([group], request_timeout=timeout_seconds)
@@ -331,7 +340,7 @@ async def delete_group(bootstrap: str, group: str, timeout_seconds: float = TIME
 async def group_members(
     bootstrap: str, group: str, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> dict[str, list[tuple[str, int]]]:
-    """The group's members by member id, each with its assigned (topic, partition)s; empty when it has none."""
+    """The group's members by member id, each with its (topic, partition)s; empty when it has none."""
 
     def describe(admin: AdminClient) -> Mapping[Any, Future[Any]]:
         return admin.describe_consumer_groups([group], request_timeout=timeout_seconds)
@@ -362,31 +371,22 @@ async def committed(
 
 
 async def _fetch_committed(admin: AIOKafkaAdminClient, group: str, topic: str) -> dict[int, Committed]:
-    while True:
-        # The client's own method overlooks an error of the whole group and then shows no commits at all.
-        code, answer = await _ask_coordinator(admin, group)
-        if code == 0:
-            break
-        if code not in _RETRIED_CODES:
-            raise for_code(code)(f"commits of group {group} could not be read")
-        await asyncio.sleep(0.05)
-    found: dict[int, Committed] = {}
-    for name, partitions in answer:
-        for number, offset, metadata, error in partitions:
-            if error:
-                raise for_code(error)(f"commit of group {group} for {name}[{number}] could not be read")
-            if name == topic and offset >= 0:
-                found[number] = Committed(offset, metadata)
-    return found
-
-
-async def _ask_coordinator(admin: AIOKafkaAdminClient, group: str) -> tuple[int, Any]:
-    try:
-        node = await admin.find_coordinator(group)
-    except Exception as error:
-        code = getattr(error, "errno", None)
-        if code not in _RETRIED_CODES:
-            raise
-        return code, None
-    answer = await admin._send_request(OffsetFetchRequest(group, None), node)
-    return answer.error_code, answer.topics
+    answer: Any = None
+    while answer is None or answer.error_code:
+        try:
+            answer = await admin._send_request(
+                OffsetFetchRequest(group, None), await admin.find_coordinator(group)
+            )
+            # The client's own method overlooks an error of the whole group and then shows no commits at all.
+            if answer.error_code:
+                raise for_code(answer.error_code)(f"commits of group {group} could not be read")
+        except BrokerError as error:  # a coordinator that loads, moves or is being replaced
+            if not error.retriable:
+                raise
+            await asyncio.sleep(0.05)
+    return {
+        number: Committed(offset, metadata)
+        for name, partitions in answer.topics
+        for number, offset, metadata, _ in partitions
+        if name == topic and offset >= 0
+    }

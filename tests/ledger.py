@@ -1,10 +1,11 @@
 """The ledger: what handlers did, written so that `kill -9` loses none of it, and the checks over it.
 
-What lives here: `Ledger` (the file), `read` and `check`. What never does: Kafka, and any state of asyncpar, so that
-the engine cannot vouch for itself. Called by handlers in test processes (writing) and by tests (reading). Always:
-one event is one line in one write() to a file opened with O_APPEND, so lines of several processes never mix and each
-is in the kernel's hands before the handler goes on. Times are CLOCK_MONOTONIC, comparable between the processes of one
-machine; they are taken inside the handler, so that a true overlap is never hidden and none is invented.
+What lives here: `Ledger` (the file), `read` and `check`. What never does: Kafka, and any state of asyncpar,
+so that the engine cannot vouch for itself. Called by handlers in test processes (writing) and by tests
+(reading). Always: one event is one line in one write() to a file opened with O_APPEND, so lines of several
+processes never mix and each is in the kernel's hands before the handler goes on. Times are CLOCK_MONOTONIC,
+comparable between the processes of one machine; they are taken inside the handler, so that a true overlap
+is never hidden and none is invented.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, get_args
 
+# start, end, fail: a handler call begins, succeeds, raises or is cancelled. assign: this writer reads a
+# partition (again) from `offset` on. dead: the process `pid` was killed, so nothing of it runs after this.
 Kind = Literal["start", "end", "fail", "assign", "dead"]
-"""start, end, fail: a handler call begins, succeeds, raises or is cancelled. assign: a partition is read (again) from
-`offset` on by this writer. dead: the process `pid` was killed, so nothing of it runs after this."""
 
 _KINDS = frozenset(get_args(Kind))
 
@@ -65,7 +66,7 @@ class ProducedRecord(Protocol):
 
 
 class Ledger:
-    """Append to the ledger at `path`, created if need be. `instance` (no tabs) tells instances in one process apart."""
+    """Append to the ledger at `path`, created if need be. `instance` (no tabs): which one in this process."""
 
     def __init__(self, path: Path | str, instance: str = "") -> None:
         self.path = Path(path)
@@ -88,7 +89,7 @@ class Ledger:
         self.write("end", topic, partition, offset, key)
 
     def assigned(self, topic: str, partition: int, offset: int) -> None:
-        """This writer reads the partition from `offset` on; what it repeats from there is a replay, not a reorder."""
+        """This writer reads the partition from `offset` on; what it repeats from there is a replay."""
         self.write("assign", topic, partition, offset, None)
 
     def dead(self, pid: int) -> None:
@@ -103,7 +104,8 @@ class Ledger:
         self, kind: Kind, topic: str, partition: int, offset: int, key: bytes | None, pid: int
     ) -> None:
         name = "-" if key is None else f"={key.hex()}"
-        line = f"{kind}\t{topic}\t{partition}\t{offset}\t{name}\t{time.monotonic_ns()}\t{pid}\t{self.instance}\n".encode()
+        fields = (kind, topic, partition, offset, name, time.monotonic_ns(), pid, self.instance)
+        line = ("\t".join(map(str, fields)) + "\n").encode()
         if os.write(self._file, line) != len(line):
             raise OSError(f"ledger {self.path} took only part of a line: is the disk full?")
 
@@ -149,7 +151,7 @@ class Overlapping(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What check() found. `duplicates` counts successful calls beyond the first of each record; they are no fault."""
+    """What check() found. `duplicates` counts successful calls beyond each record's first: no fault."""
 
     lost: tuple[Place, ...]
     reordered: tuple[Reordered, ...]
@@ -184,13 +186,14 @@ def check(
     """Compare what handlers did with what was produced.
 
     LOST: no successful call, and not in `settled` (places dealt with otherwise, such as dead letters).
-    ORDER: per key (topic, partition, key) each start is the next record of the key, the same again, or an earlier one
-    as a replay: the first start of another writer, or of one that wrote `assign` at or below it since its key's
-    last start. With `rewinds="any"` every step back counts as a replay: for handlers that cannot see assignments.
-    SERIAL: calls of one key never overlap, over all writers. A call without an end lasted until its process was
-    `dead`, or else until the last line its process wrote.
-    UNKNOWN: a record that was not produced, or not with that key. Places in `stragglers` may break ORDER and SERIAL.
-    Records without a key have no order. `produced` is in the order produced, per partition.
+    ORDER: per key (topic, partition, key) each start is the next record of the key, the same again, or an
+    earlier one as a replay: the first start of another writer, or of one that wrote `assign` at or below it
+    since its key's last start. With `rewinds="any"` every step back counts as a replay: for handlers that
+    cannot see assignments.
+    SERIAL: calls of one key never overlap, over all writers. A call without an end lasted until its process
+    was `dead`, or else until the last line its process wrote.
+    UNKNOWN: a record that was not produced, or not with that key. Places in `stragglers` may break ORDER
+    and SERIAL. Records without a key have no order. `produced` is in the order produced, per partition.
     """
     events = read(ledger) if isinstance(ledger, str | Path) else list(ledger)
     keys = {Place(record.topic, record.partition, record.offset): record.key for record in produced}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -208,3 +209,19 @@ async def test_a_cluster_goes_on_without_one_of_three() -> None:
         assert await kafka_tools.end_offsets(cluster.nodes[0].bootstrap, "t") == {0: 1, 1: 1, 2: 1}
     finally:
         cluster.remove()
+
+
+async def test_an_idempotent_producer_outlives_a_restart(
+    private_broker: KafkaBroker, make_topic: TopicFactory
+) -> None:
+    """Records sent while the broker is down arrive once it is back: all of them, once, in order."""
+    topic = make_topic()
+    private_broker.kill()
+    records = kafka_tools.keyed(100, keys=1)
+    sending = asyncio.create_task(
+        kafka_tools.produce(private_broker.bootstrap, topic, records, idempotent=True)
+    )
+    await asyncio.to_thread(private_broker.start)
+    places = await sending
+    assert [place.offset for place in places] == list(range(100))
+    assert await kafka_tools.end_offsets(private_broker.bootstrap, topic) == {0: 100}

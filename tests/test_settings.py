@@ -3,7 +3,15 @@
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from asyncpar.settings import KNOBS, SECTIONS, Settings, default_concurrency, differences, secret_values, shown
+from asyncpar.settings import (
+    KNOBS,
+    SECTIONS,
+    Settings,
+    default_concurrency,
+    differences,
+    secret_values,
+    shown,
+)
 
 
 def test_defaults_are_the_documented_ones():

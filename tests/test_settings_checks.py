@@ -47,7 +47,9 @@ def test_malformed_text_says_what_is_allowed(name: str, text: str, says: str):
         parsed(name, text, "variable X")
     message = str(caught.value)
     assert says in message
-    assert message.startswith("variable X: ") and name in message and "\n" not in message
+    assert message.startswith("variable X: ")
+    assert name in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("value", ["500", True, 500.0, None])
@@ -124,7 +126,12 @@ def test_contradictions_are_found(values: dict[str, object], says: str):
             "sasl_username": "me",
             "sasl_password": "x",
         },
-        {"security_protocol": "SSL", "ssl_cafile": __file__, "ssl_certfile": __file__, "ssl_key_password": "x"},
+        {
+            "security_protocol": "SSL",
+            "ssl_cafile": __file__,
+            "ssl_certfile": __file__,
+            "ssl_key_password": "x",
+        },
     ],
 )
 def test_good_combinations_pass(values: dict[str, object]):

@@ -218,7 +218,7 @@ def test_a_broken_line_of_an_env_file_is_named():
 
 def test_a_missing_env_file_is_an_error():
     """An env file that was named must be there."""
-    with pytest.raises(SettingError, match="nowhere.env cannot be read"):
+    with pytest.raises(SettingError, match=r"nowhere\.env cannot be read"):
         load(env_file=Path("nowhere.env"))
 
 

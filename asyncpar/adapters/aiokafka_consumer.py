@@ -73,7 +73,7 @@ class AiokafkaConsumer:
         self._inside = ClientInternals(self._consumer, self._group)
         try:
             await self._connect(security, deadline)
-            await TopicLookup(self._inside, self._config).require(subscription.topics)
+            await self._find_topics(subscription.topics)
             await self._subscribe(subscription, _Relay(self, listener))
         except BaseException:
             await self.stop(CLEANUP_SECONDS)
@@ -95,6 +95,12 @@ class AiokafkaConsumer:
             raise final_error(err, self._group) or unreachable(self._config, one_line(err)) from err
         self._offsets = GroupOffsets(self._inside, self._group, self._config.request_timeout_ms / 1000)
         self._fetch = FairFetch(self._consumer, self._inside, self._group, self._config.fetch_max_wait_ms)
+
+    async def _find_topics(self, topics: Collection[str]) -> None:
+        try:
+            await TopicLookup(self._inside, self._config).require(topics)
+        except BrokerError as err:
+            raise unreachable(self._config, one_line(err)) from err
 
     async def _subscribe(self, subscription: Subscription, relay: ConsumerRebalanceListener) -> None:
         if subscription.pattern is None:

@@ -103,7 +103,7 @@ def refused_credentials(
             continue  # hung up on us: a load balancer does that while its broker starts
         if isinstance(cause, ssl.SSLError):
             return AuthenticationError(
-                f"TLS with {server} failed: {cause.reason or one_line(cause)}; check that the port speaks "
+                f"TLS with {server} failed: {one_line(cause)}; check that the port speaks "
                 "TLS and, where the broker asks for a certificate, ssl_certfile"
             )
         # SCRAM and OAUTHBEARER raise plain ValueErrors when an answer does not fit.

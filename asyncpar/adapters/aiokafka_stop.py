@@ -26,30 +26,26 @@ _WHOLE = LEAVE_SECONDS + STOP_SECONDS + CANCEL_SECONDS + CLOSE_SECONDS
 async def close_consumer(consumer: Any, inside: ClientInternals, leave: bool, timeout_s: float) -> None:
     """Leave the group if `leave`, stop, close: about `timeout_s` at most. Raises nothing but cancellation."""
     share = min(timeout_s / _WHOLE, 1.0)
+    started: list[asyncio.Task[None]] = []
+
+    def start(step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        started.append(asyncio.get_running_loop().create_task(step))
+        return started[-1]
+
     try:
         if leave:
             # First, and over another connection: the coordinator may be busy with our JoinGroup.
-            await _settle([_start(inside.leave())], share * LEAVE_SECONDS, "leaving the group")
-        stopping = _start(consumer.stop())
+            await _settle([start(inside.leave())], share * LEAVE_SECONDS, "leaving the group")
+        stopping = start(consumer.stop())
         await asyncio.wait([stopping], timeout=share * STOP_SECONDS)
-        await _settle(
-            [stopping, *inside.background_tasks()],
-            share * CANCEL_SECONDS,
-            "stopping",
-            cancel_first=True,
-        )
-        await _settle(
-            [_start(inside.close_client())],
-            share * CLOSE_SECONDS,
-            "closing connections",
-        )
+        tasks = [stopping, *inside.background_tasks()]
+        await _settle(tasks, share * CANCEL_SECONDS, "stopping", cancel_first=True)
+        await _settle([start(inside.close_client())], share * CLOSE_SECONDS, "closing connections")
     finally:
+        for task in started:
+            task.cancel()
         inside.abort()
         inside.release_fetch()
-
-
-def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    return asyncio.get_running_loop().create_task(work)
 
 
 async def _settle(

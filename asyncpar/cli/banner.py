@@ -1,22 +1,36 @@
 """The start banner: in words, what is guaranteed, who handles what, and which settings were chosen.
 
-Pure: takes specs and settings, returns text (or fields, for JSON logs). Called by `run.py` at start and for
-`--check`; every sentence here is a promise, so it is worded from the settings that hold.
+Pure: takes declared groups and settings, returns text (or fields, for JSON logs). Called by `run.py` at
+start and for `--check`; every sentence here is a promise, so it is worded from the settings that hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from asyncpar.settings import Settings, default_concurrency, differences
+from asyncpar.groups import DeclaredGroup, DeclaredHandler
+from asyncpar.settings import Settings, differences
 from asyncpar.settings_sources import Loaded
 from asyncpar.topics import TopicSpec
 
 _COLUMNS = ("handler", "topics", "group", "order", "executor", "concurrency", "attempts", "tombstones")
+_AT_LEAST_ONCE = (
+    "At least once: an offset is committed only when every record below it is done. After a crash, records that "
+    "were in flight, or were done since the last commit, run again."
+)
+_COMMITS = (
+    "Commits: after {} ms or {} records done, whichever is first, and when partitions are taken away or the "
+    "process stops."
+)
+_TOMBSTONES = {
+    "given": "the handler gets None",
+    "skip": "skipped, they count as done",
+    "error": 'an error that halts the partition; annotate with `| None`, or use tombstones="skip"',
+}
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
-def banner(name: str, version: str, specs: Sequence[TopicSpec], loaded: Loaded, *, colour: bool) -> str:
+def banner(name: str, version: str, groups: Sequence[DeclaredGroup], loaded: Loaded, *, colour: bool) -> str:
     """The whole banner, without a newline at its end. `colour` marks headings, for a terminal."""
 
     def heading(text: str) -> str:
@@ -25,24 +39,24 @@ def banner(name: str, version: str, specs: Sequence[TopicSpec], loaded: Loaded, 
     settings = loaded.settings
     lines = [heading(f"asyncpar {version} runs {name} on {settings.bootstrap_servers}")]
     lines += ["", heading("What is guaranteed")]
-    lines += [f"  {sentence}" for sentence in guarantees(specs, settings)]
-    lines += ["", heading("Handlers"), *(f"  {row}" for row in handler_table(specs, settings))]
+    lines += [f"  {sentence}" for sentence in guarantees(groups, settings)]
+    lines += ["", heading("Handlers"), *(f"  {row}" for row in handler_table(groups))]
     chosen = chosen_settings(loaded)
     lines += ["", heading("Settings that differ from the defaults")]
     lines += [f"  {line}" for line in chosen] or ["  none"]
     return "\n".join(lines)
 
 
-def banner_fields(specs: Sequence[TopicSpec], loaded: Loaded) -> dict[str, object]:
+def banner_fields(groups: Sequence[DeclaredGroup], loaded: Loaded) -> dict[str, object]:
     """The same facts as the fields of one log record."""
     return {
-        "guarantees": list(guarantees(specs, loaded.settings)),
-        "handlers": [dict(zip(_COLUMNS, _row(spec, loaded.settings), strict=True)) for spec in specs],
+        "guarantees": list(guarantees(groups, loaded.settings)),
+        "handlers": [dict(zip(_COLUMNS, row, strict=True)) for row in _rows(groups)],
         "differing_settings": chosen_settings(loaded),
     }
 
 
-def guarantees(specs: Iterable[TopicSpec], settings: Settings) -> list[str]:
+def guarantees(groups: Iterable[DeclaredGroup], settings: Settings) -> list[str]:
     """One sentence for each promise: delivery, commits, what is read, and each handler's order."""
     reading = {
         "read_committed": "records of committed transactions only",
@@ -53,14 +67,26 @@ def guarantees(specs: Iterable[TopicSpec], settings: Settings) -> list[str]:
         "latest": "starts at the end: records that are there already are not read",
         "error": "ends the run with an error",
     }[settings.offset_reset]
-    return [
-        "At least once: an offset is committed only when every record below it is done. After a crash, records "
-        "that were in flight, or were done since the last commit, run again.",
-        f"Commits: after {settings.commit_interval_ms} ms or {settings.commit_every} records done, whichever is "
-        "first, and when partitions are taken away or the process stops.",
+    handlers = [handler for group in groups for handler in group.handlers]
+    sentences = [
+        _AT_LEAST_ONCE,
+        _COMMITS.format(settings.commit_interval_ms, settings.commit_every),
         f"Reading: {reading}; a group without a commit {start}.",
-        *(f"Order of {spec.name}: {_order(spec)}" for spec in specs),
     ]
+    for handler in handlers:
+        name, tombstones = handler.spec.name, _TOMBSTONES[_tombstones(handler)]
+        sentences.append(f"Order of {name}: {_order(handler.spec)}")
+        sentences.append(f"Records without a value (tombstones) of {name}: {tombstones}.")
+    return sentences
+
+
+def _tombstones(handler: DeclaredHandler) -> str:
+    """What becomes of a record without a value: given, skip, or error."""
+    if handler.plan.accepts_none:
+        return "given"
+    if handler.spec.tombstones == "skip" or handler.spec.on_decode_error == "skip":
+        return "skip"
+    return "error"
 
 
 def _order(spec: TopicSpec) -> str:
@@ -80,29 +106,31 @@ def _order(spec: TopicSpec) -> str:
     )
 
 
-def handler_table(specs: Sequence[TopicSpec], settings: Settings) -> list[str]:
+def handler_table(groups: Iterable[DeclaredGroup]) -> list[str]:
     """The handlers as lines of a table with a head."""
-    rows = [_COLUMNS, *(_row(spec, settings) for spec in specs)]
+    rows = [_COLUMNS, *_rows(groups)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
 
 
-def _row(spec: TopicSpec, settings: Settings) -> tuple[str, ...]:
+def _rows(groups: Iterable[DeclaredGroup]) -> list[tuple[str, ...]]:
+    return [_row(group.name, handler) for group in groups for handler in group.handlers]
+
+
+def _row(group: str, handler: DeclaredHandler) -> tuple[str, ...]:
+    spec, attempts = handler.spec, handler.retry.attempts
     sources = [*spec.topics, *([f"pattern {spec.pattern}"] if spec.pattern else [])]
-    executor = spec.resolved_executor
-    attempts = spec.retry.attempts if spec.retry is not None else settings.retry_attempts
-    order = spec.order if isinstance(spec.order, str) else "function"
     return (
         spec.name,
         ", ".join(sources),
-        spec.group or settings.group or "none",
-        order,
-        executor,
-        str(spec.concurrency or settings.concurrency or default_concurrency(executor)),
+        group,
+        spec.order if isinstance(spec.order, str) else "function",
+        spec.resolved_executor,
+        str(handler.concurrency),
         "for ever" if attempts is None else str(attempts),
-        spec.tombstones,
+        _tombstones(handler),
     )
 
 

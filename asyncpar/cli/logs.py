@@ -6,7 +6,7 @@ configured logging itself keeps its handlers unless a log setting was chosen. Ne
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import logging
 import logging.config
@@ -46,6 +46,7 @@ class SecretFilter(logging.Filter):
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Redact `record` in place: message, exception and extra fields. Always True."""
         message = record.getMessage()
         redacted = self.redacted(message)
         if redacted != message:
@@ -85,6 +86,7 @@ class TextFormatter(logging.Formatter):
     """`2030-01-31T12:00:00.123Z INFO    asyncpar.runtime: message key=value`, in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback's lines when there is one."""
         extras = "".join(f" {name}={value}" for name, value in _extras(record))
         head = f"{_timestamp(record)} {record.levelname:<7} {record.name}: {record.getMessage()}{extras}"
         return "\n".join((head, *_exception(self, record)))
@@ -94,6 +96,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object on one line: ts, level, logger, message, the extra fields, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON; values that JSON does not know are written as text."""
         fields: dict[str, object] = {
             "ts": _timestamp(record),
             "level": record.levelname.lower(),
@@ -113,7 +116,7 @@ def _extras(record: logging.LogRecord) -> list[tuple[str, object]]:
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -6,22 +6,24 @@ A sub-command is a click command in a module of its own that returns its exit co
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import click
 
 from asyncpar import __version__
+from asyncpar.cli.demo import demo
 from asyncpar.cli.reports import error_line, report
 from asyncpar.cli.run import run
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-COMMANDS: tuple[click.Command, ...] = (run,)
+COMMANDS: tuple[click.Command, ...] = (run, demo)
 
 
-@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="asyncpar", message="%(prog)s %(version)s")
 def asyncpar() -> None:
     """Run Kafka records in parallel, in order per key, and lose none."""
@@ -43,11 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         error_line("interrupted before anything was started")
         return EXIT_INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- the one place where every failure becomes one line
         return report(error)
     return code if isinstance(code, int) else 0
-
-
-def entry() -> None:
-    """What the installed program `asyncpar` calls."""
-    sys.exit(main())

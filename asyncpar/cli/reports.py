@@ -16,7 +16,7 @@ from asyncpar.errors import AsyncparError
 EXIT_FAILED = 1
 
 
-def report(error: Exception) -> int:
+def report(error: BaseException) -> int:
     """Print `error` and return the exit code for it."""
     if isinstance(error, UserCodeError):
         sys.stderr.write(user_traceback(error.cause))

@@ -1,7 +1,7 @@
 """`asyncpar run TARGET`: find the app, load its settings, run it, end with the code that says how.
 
 Owns what belongs to the process and not to the app: signals, logging, the banner and the exit. The app
-does the rest (`App.configure`, `App.run`, `App.stop`, `App.unfinished`). Called by `main.py`.
+does the rest (`App.configure`, `App.groups`, `App.run`, `App.stop`, `App.unfinished`). Called by `main.py`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from asyncpar import __version__
 from asyncpar.cli.reports import report
-from asyncpar.errors import SettingError
+from asyncpar.errors import EngineError, SettingError
 
 if TYPE_CHECKING:
     from asyncpar.app import App
@@ -34,6 +34,8 @@ log = logging.getLogger("asyncpar.run")
 
 EXIT_STOPPED = 0
 EXIT_SECOND_SIGNAL = 130
+_CANCEL_SECONDS = 10.0
+"""How long the app may take to end after a second signal before the whole run is cancelled."""
 _LEFTOVERS_SECONDS = 2.0
 """How long tasks and threads that nobody waits for may take to end, before the process ends without them."""
 
@@ -49,6 +51,12 @@ class RunRequest:
     check: bool
     env_file: Path | None
     toml: Path | None
+
+
+_REQUEST_OPTIONS = tuple(field.name for field in fields(RunRequest) if field.name != "target")
+
+
+_PATH = click.Path(path_type=Path)
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -70,10 +78,16 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option(
     "--set", "pairs", metavar="KEY=VALUE", multiple=True, callback=_pairs, help="Any other setting."
 )
-@click.option("--config", "toml", metavar="FILE", help="Settings file; default ./asyncpar.toml if there.")
-@click.option("--env-file", metavar="FILE", help="Variables that are not in the environment.")
 @click.option(
-    "--app-dir", metavar="FOLDER", default=".", help="Where modules are looked for first; default '.'."
+    "--config", "toml", type=_PATH, metavar="FILE", help="Settings file; default ./asyncpar.toml if there."
+)
+@click.option("--env-file", type=_PATH, metavar="FILE", help="Variables that are not in the environment.")
+@click.option(
+    "--app-dir",
+    type=_PATH,
+    metavar="FOLDER",
+    default=".",
+    help="Where modules are looked for first; default '.'.",
 )
 @click.option("--factory", is_flag=True, help="TARGET is a function that returns the App.")
 @click.option("--wait-for-topics", is_flag=True, help="Wait for topics that do not exist yet.")
@@ -84,39 +98,19 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error or critical.")
 @click.option("--log-format", metavar="FORMAT", help="text or json.")
 @click.option("--log-config", metavar="FILE", help="A .toml or .json file for logging.config.dictConfig.")
-def run(
-    target: str,
-    pairs: Mapping[str, str],
-    toml: str | None,
-    env_file: str | None,
-    app_dir: str,
-    factory: bool,
-    wait_for_topics: bool,
-    drain_and_exit: bool,
-    check: bool,
-    **options: str | None,
-) -> int:
+def run(target: str, pairs: Mapping[str, str], **options: Any) -> int:
     """Run the handlers of TARGET: module, module:app, package.module or dir/file.py.
 
     Exit codes: 0 stopped with all running work done, 1 work left or the engine failed, 2 something in the
     code or the settings is wrong, 4 the cluster cannot be reached or refuses, 130 stopped by a second signal.
     """
-    given: dict[str, object] = {name: value for name, value in options.items() if value is not None}
-    if wait_for_topics:
-        given["wait_for_topics"] = True
+    request = RunRequest(target, **{name: options.pop(name) for name in _REQUEST_OPTIONS})
+    # What is left has the names of settings; a flag that was not given says nothing about its setting.
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name, value in pairs.items():
         if name in given:
             raise SettingError(f"command line: {name} is given twice, by its option and by --set; remove one")
         given[name] = value
-    request = RunRequest(
-        target=target,
-        app_dir=Path(app_dir),
-        factory=factory,
-        drain_and_exit=drain_and_exit,
-        check=check,
-        env_file=Path(env_file) if env_file else None,
-        toml=Path(toml) if toml else None,
-    )
     return execute(request, given)
 
 
@@ -154,17 +148,20 @@ def execute(request: RunRequest, given: Mapping[str, object]) -> int:
 
 
 def _announce(app: App, target: str, loaded: Loaded, *, check: bool) -> None:
-    """Say what will run: on stdout for `--check`, else where the logs go."""
+    """Say what will run: on stdout for `--check`, else where the logs go.
+
+    Raises ConfigurationError for handlers that contradict each other or the settings.
+    """
     from asyncpar.cli.banner import banner, banner_fields, handler_table
 
-    name = app.name or target
+    groups = app.groups()
     if check:
-        click.echo("\n".join(handler_table(app.handlers, loaded.settings)))
+        click.echo("\n".join(handler_table(groups)))
     elif loaded.settings.log_format == "json":
-        log.info("asyncpar %s runs %s", __version__, name, extra=banner_fields(app.handlers, loaded))
+        log.info("asyncpar %s runs %s", __version__, target, extra=banner_fields(groups, loaded))
     else:
         colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        click.echo(banner(name, __version__, app.handlers, loaded, colour=colour), err=True)
+        click.echo(banner(target, __version__, groups, loaded, colour=colour), err=True)
 
 
 async def live(app: App, *, drain_and_exit: bool) -> int:
@@ -173,12 +170,11 @@ async def live(app: App, *, drain_and_exit: bool) -> int:
     # Ours, so that a thread of it that never ends is seen here and does not hold up the loop's close.
     threads = ThreadPoolExecutor(thread_name_prefix="asyncio")
     loop.set_default_executor(threads)
-    with _signals(app, loop) as seen:
-        try:
-            await app.run(drain_and_exit=drain_and_exit)
-            code = EXIT_STOPPED
-        except Exception as error:
-            code = report(error)
+    running = asyncio.create_task(app.run(drain_and_exit=drain_and_exit), name="asyncpar-run")
+    with _signals(app, running) as seen:
+        await asyncio.wait({running})
+        error = EngineError("the run was cancelled") if running.cancelled() else running.exception()
+        code = EXIT_STOPPED if error is None else report(error)
         if len(seen) > 1:
             code = EXIT_SECOND_SIGNAL
         stuck = app.unfinished() or (*await _leftover_tasks(), *_leftover_threads(threads))
@@ -188,20 +184,22 @@ async def live(app: App, *, drain_and_exit: bool) -> int:
 
 
 @contextmanager
-def _signals(app: App, loop: asyncio.AbstractEventLoop) -> Iterator[list[int]]:
+def _signals(app: App, running: asyncio.Task[None]) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM drains, the second cancels, the third ends the process at once.
 
     Yields the list of signals seen. Python's own handlers and not the loop's: a loop that a handler blocks
     would never hear the third.
     """
     seen: list[int] = []
+    loop = running.get_loop()
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def heard(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
+        name = signal.Signals(number).name
         if len(seen) == 1:
-            loop.call_soon_threadsafe(_begin_drain, app, signal.Signals(number).name)
+            loop.call_soon_threadsafe(_begin_drain, app, name)
         elif len(seen) == 2:
-            loop.call_soon_threadsafe(_cancel_all, app, signal.Signals(number).name)
+            loop.call_soon_threadsafe(_cancel_all, app, name, running)
         else:
             _end_now(EXIT_SECOND_SIGNAL, app.unfinished())
 
@@ -218,9 +216,11 @@ def _begin_drain(app: App, name: str) -> None:
     app.stop()
 
 
-def _cancel_all(app: App, name: str) -> None:
+def _cancel_all(app: App, name: str, running: asyncio.Task[None]) -> None:
     log.warning("%s again: cancelling what is running; it runs again after a restart", name)
     app.stop(now=True)
+    # A lifespan that hangs is beyond the app's reach.
+    running.get_loop().call_later(_CANCEL_SECONDS, running.cancel)
 
 
 async def _leftover_tasks() -> tuple[str, ...]:

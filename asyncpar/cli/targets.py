@@ -106,9 +106,10 @@ def _import_file(path: Path, written: str) -> ModuleType:
     _put_first(folder)
     module = _import(name, written, folder)
     origin = getattr(module, "__file__", None)
-    if origin is None or not os.path.samefile(origin, path):
+    if origin is None or not path.samefile(origin):
+        taken_by = origin or "Python itself"
         raise TargetError(
-            f"file {written} cannot be imported: its name {name!r} is taken by {origin or 'Python itself'}; rename it"
+            f"file {written} cannot be imported: its name {name!r} is taken by {taken_by}; rename it"
         )
     return module
 
@@ -220,7 +221,7 @@ def _made(value: object, module: ModuleType, attribute: str, target: str) -> App
 
 def _only_app(module: ModuleType, target: str) -> Found:
     """The single App of a module, else its bare `@topic` functions in an implicit App."""
-    from asyncpar.app import App
+    from asyncpar.app import App, handler_functions
 
     apps: dict[int, tuple[str, App]] = {}
     for name, value in vars(module).items():
@@ -240,37 +241,24 @@ def _only_app(module: ModuleType, target: str) -> Found:
                 f"target {target}: {left_out[0]}; use @{name}.topic or {name}.include(__name__)"
             )
         return Found(app, target)
-    functions = _bare_functions(module)
-    if not functions:
+    if not handler_functions(module):
         raise TargetError(
             f"target {target}: no App and no @topic function in {module.__name__}"
             f" ({getattr(module, '__file__', None) or 'a package without __init__.py'}); "
             f"decorate a function with @topic(...){_elsewhere(module)}"
         )
     app = App(module.__name__)
-    for function in functions:
-        app.include(function)
+    app.include(module)
     return Found(app, target)
-
-
-def _bare_functions(module: ModuleType) -> list[Callable[..., object]]:
-    """The module's own functions (not imported ones) that carry `@topic`, each once, as written."""
-    from asyncpar.topics import specs_of
-
-    found: dict[int, Callable[..., object]] = {}
-    for value in vars(module).values():
-        if callable(value) and getattr(value, "__module__", None) == module.__name__ and specs_of(value):
-            found.setdefault(id(value), value)
-    return list(found.values())
 
 
 def _left_out(module: ModuleType, app: App) -> tuple[str, ...]:
     """A sentence about the module's handlers that no App of the module includes, or nothing."""
-    from asyncpar.app import App
+    from asyncpar.app import App, handler_functions
 
     apps = [value for value in vars(module).values() if isinstance(value, App)] or [app]
     included = {id(spec.function) for each in (*apps, app) for spec in each.handlers}
-    names = [getattr(fn, "__name__", "?") for fn in _bare_functions(module) if id(fn) not in included]
+    names = [fn.__name__ for fn in handler_functions(module) if id(fn) not in included]
     if not names:
         return ()
     return (

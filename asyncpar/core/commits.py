@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from asyncpar.core.assignment import Partition, State
-from asyncpar.core.offset_codec import MAX_CHARS, encode
+from asyncpar.core.offset_codec import MAX_CHARS, MIN_CHARS, encode
 from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET
 from asyncpar.records import CommitAnswer, Committed, TopicPartition
 
@@ -94,9 +94,13 @@ class MetadataBudget:
         self.max_chars = MAX_CHARS
 
     def refused(self, chars: int) -> None:
-        """The broker refused `chars`: halve, so that a few refusals find the limit; 0 ends it."""
+        """The broker refused `chars`: halve, so that a few refusals find the limit; 0 ends it.
+
+        Room for hardly a run is taken for none: the gate would be closed at almost every gap.
+        """
         if chars <= self.max_chars:
-            self.max_chars = chars // 2
+            half = chars // 2
+            self.max_chars = half if half >= MIN_CHARS else 0
 
     def is_near_cap(self, chars: int, truncated: bool) -> bool:
         """True when only records below the highest done offset may start."""
@@ -131,15 +135,19 @@ def drafts(partitions: Iterable[Partition], budget: MetadataBudget) -> list[Draf
 
 
 def _steer_gate(partition: Partition, budget: MetadataBudget, chars: int, truncated: bool) -> None:
-    """Near the cap nothing above the highest done offset starts, so that the metadata can only shrink."""
+    """Near the cap nothing above the highest done offset starts, so that the metadata can only shrink.
+
+    While it stays long the gate follows that offset: holes in a chunk that was on its way when the gate
+    closed, or records that were running, can be too long by themselves, with all that may start done.
+    """
     queues, tracker = partition.queues, partition.tracker
     if queues is None or tracker is None or queues.start_below == NO_OFFSET:
         return
     if queues.start_below == ANY_OFFSET:
-        if budget.is_near_cap(chars, truncated):
-            queues.move_gate(tracker.done_runs()[-1][1])
-    elif budget.is_clear(chars, truncated):
-        queues.move_gate(ANY_OFFSET)
+        is_long = budget.is_near_cap(chars, truncated)
+    else:
+        is_long = not budget.is_clear(chars, truncated)
+    queues.move_gate(tracker.done_runs()[-1][1] if is_long else ANY_OFFSET)
 
 
 def settle(made: Draft, answer: CommitAnswer, budget: MetadataBudget) -> Consequence:

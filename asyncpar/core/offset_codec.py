@@ -25,6 +25,8 @@ from asyncpar.records import TopicPartition
 
 MAX_CHARS = 4096
 """The broker's default `offset.metadata.max.bytes`."""
+MIN_CHARS = 64
+"""Less than this holds hardly a run: not worth the trouble."""
 MAX_SPAN = 1 << 40
 """No run may reach further above the committed offset than this: a bound on damaged input."""
 
@@ -137,10 +139,14 @@ def _as_varints(hwm: int, runs: Sequence[Run]) -> bytes:
 
 
 def _as_bitmap(hwm: int, runs: Sequence[Run]) -> bytes:
-    bits = 0
+    """Bit n is offset `hwm + n`. By way of a text of digits: that costs the span, not span times runs."""
+    digits: list[str] = []
+    cursor = hwm
     for first, end in runs:
-        bits |= ((1 << (end - first)) - 1) << (first - hwm)
-    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+        digits += ("0" * (first - cursor), "1" * (end - first))
+        cursor = end
+    span = cursor - hwm
+    return int("".join(digits)[::-1], 2).to_bytes((span + 7) // 8, "little")
 
 
 def _unpack(offset: int, body: bytes) -> list[Run]:
@@ -186,19 +192,15 @@ def _from_varints(offset: int, payload: bytes) -> list[Run]:
 
 
 def _from_bitmap(offset: int, payload: bytes) -> list[Run]:
-    """Runs of set bits; walks from edge to edge, so it costs the runs, not the span."""
-    bits = int.from_bytes(payload, "little")
-    if bits & 1:
+    """Runs of set bits, by one pass over the digits from edge to edge."""
+    digits = format(int.from_bytes(payload, "little"), "b")[::-1] + "0"
+    if digits[0] == "1":
         raise ValueError("the committed offset itself cannot be done")
     runs: list[Run] = []
-    cursor = offset
-    while bits:
-        undone = (bits & -bits).bit_length() - 1
-        bits >>= undone
-        done = (~bits & (bits + 1)).bit_length() - 1
-        bits >>= done
-        runs.append((cursor + undone, cursor + undone + done))
-        cursor += undone + done
+    end = 0
+    while (first := digits.find("1", end)) >= 0:
+        end = digits.index("0", first)
+        runs.append((offset + first, offset + end))
     return runs
 
 

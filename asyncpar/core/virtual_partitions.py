@@ -174,20 +174,22 @@ class Queues:
             return self.route
         return self.routes[record.offset]
 
-    def finish(self, vp: VirtualPartition) -> None:
-        """The head is done: the next record of the key becomes ready, or the key is forgotten."""
-        head = vp.head
-        if head is not None:
-            self.routes.pop(head.offset, None)
-            self.attempts.pop(head.offset, None)
-        self._advance(vp)
+    def finish(self, vp: VirtualPartition) -> ReadyQueue | None:
+        """The head is done: the next record of the key becomes ready, or the key is forgotten.
 
-    def _advance(self, vp: VirtualPartition) -> None:
+        Returns the queue that got the next record; with several routes it can be another handler's.
+        """
+        assert vp.head is not None
+        self.routes.pop(vp.head.offset, None)
+        self.attempts.pop(vp.head.offset, None)
         if vp.rest:
             vp.head = vp.rest.popleft()
-            self.route_of(vp.head).ready.append(vp)
-        elif vp.key is not None:
+            route = self.route_of(vp.head)
+            route.ready.append(vp)
+            return route
+        if vp.key is not None:
             del self.by_key[vp.key]
+        return None
 
     def again(self, vp: VirtualPartition) -> None:
         """The head was not run or is to run again now: first in line of its handler."""
@@ -205,8 +207,8 @@ class Queues:
         if risen:
             held, self.held = self.held, []
             for vp in held:
-                if vp.head is not None:
-                    self.route_of(vp.head).ready.append(vp)
+                assert vp.head is not None
+                self.route_of(vp.head).ready.append(vp)
 
     def lock(self, key: Hashable, offset: int) -> VirtualPartition:
         """A straggler of an older generation still runs `key` (or, unordered, `offset`): nothing starts."""
@@ -227,13 +229,19 @@ class Queues:
             self.locked_offsets.pop(offset, None)
         if adopted:
             self.tracker.mark_done(offset)
-            if vp.head is not None and vp.head.offset == offset:
-                self.routes.pop(offset, None)
-                vp.head = vp.rest.popleft() if vp.rest else None
+            self._drop_waiting(vp, offset)
         if vp.head is not None:
             self.route_of(vp.head).ready.append(vp)
         elif vp.key is not None:
             del self.by_key[vp.key]
+
+    def _drop_waiting(self, vp: VirtualPartition, offset: int) -> None:
+        """Take the record at `offset` out of `vp`; older ones of its key may stand before it (redelivered)."""
+        waiting = [record for record in (vp.head, *(vp.rest or ())) if record is not None]
+        waiting = [record for record in waiting if record.offset != offset]
+        vp.head = waiting[0] if waiting else None
+        vp.rest = deque(waiting[1:]) if len(waiting) > 1 else None
+        self.routes.pop(offset, None)
 
     def close(self, handlers: Iterable[ReadyQueue]) -> None:
         """Drop what is queued and start nothing more; what runs reports to the tracker when it ends."""

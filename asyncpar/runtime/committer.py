@@ -8,12 +8,12 @@ the start of a revoke to the next assignment only the revoke's own final commit 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from asyncpar.core.assignment import Partition
-from asyncpar.core.commits import CommitClock, Consequence, Draft, by_partition, drafts, settle
+from asyncpar.core.commits import MIN_SPACING_SECONDS, CommitClock, Consequence, Draft, by_partition, drafts, settle
 from asyncpar.errors import AuthorizationError
-from asyncpar.ports import OffsetStore, RecordSource
+from asyncpar.ports import OffsetStore
 from asyncpar.records import CommitAnswer
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.tally import count
@@ -33,15 +33,11 @@ class Committer:
         self,
         state: GroupState,
         offsets: OffsetStore,
-        source: RecordSource,
         fatal: Callable[[BaseException], None],
-        empty_handed: Callable[[], Iterable[object]],
     ) -> None:
         self._state = state
         self._offsets = offsets
-        self._source = source
         self._fatal = fatal
-        self._empty_handed = empty_handed
         self._clock = CommitClock(state.config.commit_every, state.config.commit_interval_ms)
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -60,7 +56,7 @@ class Committer:
         now = self._state.clock.monotonic
         while True:
             in_flight = any(p.in_flight for p in self._state.partitions.values())
-            await self._tick(_BUSY_TICK_SECONDS if in_flight else _IDLE_TICK_SECONDS, in_flight)
+            await self._tick(busy=in_flight or bool(self._failures))
             if self._closing:
                 return
             if self._state.token is None or now() < self._not_before:
@@ -71,17 +67,19 @@ class Committer:
                 self._clock.committed(now(), completed)
                 await self._commit_due()
 
-    async def _tick(self, seconds: float, in_flight: bool) -> None:
-        """While records are in flight a plain tick; else until something comes in, or the tick."""
-        if in_flight:
-            await asyncio.sleep(seconds)
+    async def _tick(self, busy: bool) -> None:
+        """While something is to be done a plain tick; else until something comes in, or a longer one."""
+        if busy:
+            await asyncio.sleep(_BUSY_TICK_SECONDS)
             return
-        self._wake.clear()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(_IDLE_TICK_SECONDS):
                 await self._wake.wait()
         except TimeoutError:
             return
+        self._wake.clear()
+        if not self._closing:
+            await asyncio.sleep(MIN_SPACING_SECONDS)  # what came in may be done by then
 
     def _completed(self) -> int:
         return sum(pool.completed() for pool in self._state.pools)
@@ -90,7 +88,6 @@ class Committer:
         async with self._lock:
             if self._state.token is None:
                 return
-            self._pass_markers()
             partitions = list(self._state.partitions.values())
             if await self._commit(partitions, self._state.config.request_timeout_ms / 1000):
                 self._failures = 0
@@ -99,21 +96,12 @@ class Committer:
         pause = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** min(self._failures - 1, 10))
         self._not_before = self._state.clock.monotonic() + pause
 
-    def _pass_markers(self) -> None:
-        """Where nothing came and nothing is held, the client's position is past markers and holes."""
-        empty_handed = set(self._empty_handed())
-        for partition in self._state.partitions.values():
-            tracker = partition.tracker
-            if partition.is_open and tracker is not None and partition.tp in empty_handed and not tracker.unfinished:
-                position = self._source.position(partition.tp)
-                if position is not None:
-                    tracker.skip_to(position)
-
     async def _commit(self, partitions: list[Partition], timeout_s: float) -> bool:
         """Take and commit what is done; False when something must be tried again later."""
         state = self._state
         for _ in range(_SHORTENINGS):
             made = drafts(partitions, state.metadata_budget)
+            state.wake_all()  # the drafts may have opened a gate that the metadata's cap had closed
             if not made or state.token is None:
                 return True
             started = state.clock.monotonic()

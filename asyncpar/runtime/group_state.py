@@ -99,6 +99,12 @@ class GroupState:
                 )
         return held
 
+    def wake(self, queue: ReadyQueue) -> None:
+        """Let the handler of `queue` look at it."""
+        for pool in self.pools:
+            if pool.queue is queue:
+                pool.wake()
+
     def wake_all(self) -> None:
         """Let every handler look at its queue."""
         for pool in self.pools:
@@ -115,14 +121,29 @@ class GroupState:
             self._routes[topic] = pools
         return pools
 
+    def route_conflict(self, topic: str) -> str | None:
+        """Why `topic` has no one handler for each record; None when it has."""
+        pools = self.pools_for(topic)
+        if not pools:
+            return f"topic {topic} is assigned to group {self.group}, but no handler takes it"
+        if len(pools) > 1 and any(pool.handler.match is None for pool in pools):
+            names = " and ".join(pool.handler.name for pool in pools)
+            return f"topic {topic} fits the patterns of several handlers ({names}); give each a match= predicate"
+        return None
+
     def ready_queues(self) -> list[ReadyQueue]:
         """All handlers' queues."""
         return [pool.queue for pool in self.pools]
 
     # -- opening -----------------------------------------------------------------------------
 
-    def open(self, partition: Partition, start: int, runs: Iterable[Run]) -> None:
-        """`partition` begins at `start` with `runs` done above it; stragglers of it lock their keys."""
+    def open(
+        self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True
+    ) -> None:
+        """`partition` begins at `start` with `runs` done above it; stragglers of it lock their keys.
+
+        `may_adopt` False: offsets mean other records than before (the log was truncated).
+        """
         tracker = OffsetTracker(start, runs)
         pools = self.pools_for(partition.tp.topic)
         route = pools[0].queue if len(pools) == 1 and pools[0].handler.match is None else None
@@ -133,7 +154,7 @@ class GroupState:
             for vp in pool.running():
                 if vp.queues.partition == partition.tp and vp.head is not None:
                     offset = vp.head.offset
-                    adoptable = offset >= start and not tracker.is_done(offset)
+                    adoptable = may_adopt and offset >= start and not tracker.is_done(offset)
                     self.stragglers[vp] = Straggler(queues.lock(vp.key, offset), adoptable)
         partition.apply(Event.OPENED)
 

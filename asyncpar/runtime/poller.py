@@ -14,7 +14,7 @@ from asyncpar.core.assignment import Partition
 from asyncpar.core.backpressure import Backpressure
 from asyncpar.errors import AuthorizationError, BrokerError, OffsetOutOfRangeError
 from asyncpar.ports import RecordSource
-from asyncpar.records import TopicPartition
+from asyncpar.records import Chunk, TopicPartition
 from asyncpar.runtime.group_state import GroupState
 
 _FETCH_TIMEOUT_MS = 200
@@ -22,6 +22,8 @@ _FETCH_TIMEOUT_BUSY_MS = 50
 _HELD_BACK_SECONDS = 0.005
 _KEEP_ALIVE_SECONDS = 1.0
 _PAUSE_AFTER_ERROR_SECONDS = 0.1
+_UNASSIGNED_SECONDS = 0.05
+_MARKERS_SECONDS = 0.2
 _MAX_PAUSE_SECONDS = 5.0
 
 ResetPositions = Callable[[dict[TopicPartition, int]], Awaitable[None]]
@@ -39,14 +41,13 @@ class Poller:
         self._fatal = fatal
         self._closing = False
         self._failures = 0
+        self._next_markers = float("-inf")
         self.backpressure = Backpressure(state.config.limits)
         self.called_at = state.clock.monotonic()
         """When fetch was last called or returned: the watchdog's sign of life."""
         self.in_fetch = False
-        self.asked: frozenset[TopicPartition] = frozenset()
-        """What the last fetch that ended asked for."""
         self.empty_handed: frozenset[TopicPartition] = frozenset()
-        """What was asked for by the last fetch and delivered nothing: positions are past markers."""
+        """What the last fetch asked for and got nothing of."""
 
     def close(self) -> None:
         """Make no further call; the one under way may return."""
@@ -73,7 +74,7 @@ class Poller:
         """Short while limits hold us back (a slot frees soon), longer while nothing is assigned."""
         held = self.backpressure.records_active or self.backpressure.bytes_active
         busy = held or any(partition.backpressure for partition in self._state.partitions.values())
-        return _HELD_BACK_SECONDS if busy else _PAUSE_AFTER_ERROR_SECONDS / 2
+        return _HELD_BACK_SECONDS if busy else _UNASSIGNED_SECONDS
 
     async def _fetch(self, wanted: list[Partition], room: int) -> None:
         asked = [partition.tp for partition in wanted]
@@ -102,11 +103,39 @@ class Poller:
         self._failures = 0
         delivered: set[TopicPartition] = set()
         for chunk in chunks:
-            delivered.add(TopicPartition(chunk.topic, chunk.partition))
-            if self._state.intake(chunk, self.called_at):
-                self.backpressure.admitted(chunk.records)
-        self.asked = frozenset(asked)
-        self.empty_handed = self.asked - delivered
+            tp = TopicPartition(chunk.topic, chunk.partition)
+            delivered.add(tp)
+            self._take(tp, chunk, generations.get(tp))
+        self.empty_handed = frozenset(asked) - delivered
+        self._pass_markers(generations)
+
+    def _take(self, tp: TopicPartition, chunk: Chunk, asked_in: int | None) -> None:
+        """Queue a chunk, unless its partition began another life while the fetch was under way."""
+        partition = self._state.partitions.get(tp)
+        if partition is None or partition.generation != asked_in:
+            # Read from a position that is not this life's: the client has moved on, move it back.
+            if partition is not None and partition.is_open and partition.tracker is not None:
+                self._source.seek(tp, partition.tracker.position)
+            return
+        if self._state.intake(chunk, self.called_at):
+            self.backpressure.admitted(chunk.records)
+
+    def _pass_markers(self, generations: dict[TopicPartition, int]) -> None:
+        """Where nothing came and nothing is held, the client's position is past markers and holes.
+
+        Only here, between two fetches: during one, the position may be past records that are not
+        delivered yet.
+        """
+        if self.called_at < self._next_markers or not self.empty_handed:
+            return
+        self._next_markers = self.called_at + _MARKERS_SECONDS
+        for tp in self.empty_handed:
+            partition = self._state.partitions.get(tp)
+            if partition is None or not partition.is_open or partition.generation != generations[tp]:
+                continue
+            tracker, position = partition.tracker, self._source.position(tp)
+            if tracker is not None and position is not None and not tracker.unfinished:
+                tracker.skip_to(position)
 
     def _restore(self, generations: dict[TopicPartition, int], except_for: set[TopicPartition]) -> None:
         """Seek back: the fetch that raised may have thrown away what it had taken."""

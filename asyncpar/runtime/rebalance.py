@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpar.core.assignment import Event, Partition, State
 from asyncpar.core.offsets import Run
-from asyncpar.errors import AuthorizationError, BrokerError
+from asyncpar.errors import AuthorizationError, BrokerError, HandlerError
 from asyncpar.ports import Consumer
 from asyncpar.records import Committed, GroupToken, TopicPartition
 from asyncpar.runtime.committer import Committer
@@ -61,6 +61,11 @@ class Rebalancer:
         for tp in fresh:
             state.partitions[tp] = Partition(tp, state.generations.next(tp))
         state.phase = "joined"
+        for topic in sorted({tp.topic for tp in fresh}):
+            conflict = state.route_conflict(topic)
+            if conflict is not None:
+                self._fatal(HandlerError(conflict))
+                return
         names = ", ".join(map(str, fresh)) or "nothing"
         state.log.info("group %s: assigned %s (group generation %d)", state.group, names, token.generation)
         self._spawn(self._open(fresh, state.epoch), "open")
@@ -112,8 +117,10 @@ class Rebalancer:
         self._assigned_before = True
         self._state.on_intake()
 
-    def _open_at(self, partition: Partition, start: int, runs: Iterable[Run]) -> None:
-        self._state.open(partition, start, runs)
+    def _open_at(
+        self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True
+    ) -> None:
+        self._state.open(partition, start, runs, may_adopt=may_adopt)
         assert partition.tracker is not None
         self._consumer.seek(partition.tp, partition.tracker.position)
 
@@ -188,7 +195,7 @@ class Rebalancer:
         self._state.close_queues(partition)
         partition.apply(event)
         partition.generation = self._state.generations.next(partition.tp)
-        self._open_at(partition, start, runs)
+        self._open_at(partition, start, runs, may_adopt=event is Event.RESUME)
 
     # -- taken -------------------------------------------------------------------------------
 
@@ -224,7 +231,8 @@ class Rebalancer:
                 ", ".join(str(partition.tp) for partition in mine),
             )
         for worker in self._running(mine):
-            worker.cancel("lost")
+            if not self._is_kept(worker):
+                worker.cancel("lost")
         for partition in mine:
             state.close_queues(partition)
         self.leave_behind(mine)

@@ -100,7 +100,10 @@ class GroupRuntime:
         for pool in self.state.pools:
             self._own(pool)
         try:
-            session = await self._begin()
+            if not await self._begin_unless_stopped():
+                return
+            assert self.session is not None
+            session = self.session
             ender = asyncio.create_task(self._stop_at_end()) if until_end else None
             try:
                 session = await self._serve(session)
@@ -154,6 +157,26 @@ class GroupRuntime:
             raise
         self.started.set()
         return session
+
+    async def _begin_unless_stopped(self) -> bool:
+        """True when connected; False when the stop came first."""
+        beginning = asyncio.create_task(self._begin())
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({beginning, stop}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            beginning.cancel()
+            await asyncio.wait({beginning})
+            raise
+        finally:
+            stop.cancel()
+        if not beginning.done():
+            beginning.cancel()
+            await asyncio.wait({beginning})
+            self.state.phase = "stopped"
+            return False
+        beginning.result()
+        return True
 
     async def _serve(self, session: Session) -> Session:
         """Until the stop or a fatal failure; a dead consumer is replaced."""

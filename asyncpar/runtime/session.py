@@ -33,7 +33,7 @@ class Session:
         self.died: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         """Set, with the reason, when this consumer must be replaced."""
         self.poller = Poller(state, consumer, self._reset_positions, fatal)
-        self.committer = Committer(state, consumer, consumer, fatal, lambda: self.poller.empty_handed)
+        self.committer = Committer(state, consumer, fatal)
         self.rebalancer = Rebalancer(state, consumer, self.committer, self._spawn, fatal)
         self.watchdog = Watchdog(state, consumer, self.poller, self._dead)
         self._polling: asyncio.Task[None] | None = None

@@ -232,6 +232,9 @@ class HandlerPool:
                     if interrupted.worker_ends:
                         raise asyncio.CancelledError from None
                     await self._absorb_cancellation(me, task)
+                    if self._has_changed(home):
+                        self.retired += 1
+                        return
                     now = yielded = clock()
                     continue
             started, now = now, clock()
@@ -247,7 +250,7 @@ class HandlerPool:
                 tally.succeeded += 1
                 rest = vp.rest
                 if queues.route is None or queues.attempts:
-                    queues.finish(vp)
+                    self._finish(vp)
                 elif rest:
                     vp.head = rest.popleft()
                     ready.append(vp)
@@ -353,7 +356,7 @@ class HandlerPool:
             return
         if decision.action is Action.DONE:
             queues.unfinished.pop(offset)
-            queues.finish(vp)
+            self._finish(vp)
             return
         queues.attempts[offset] = attempt
         if decision.action is Action.AGAIN:
@@ -364,6 +367,12 @@ class HandlerPool:
         partition = state.partitions[queues.partition]
         what = "could not be decoded" if verdict is Verdict.UNDECODABLE else f"failed {attempt} times"
         state.halt(partition, f"offset {offset}: {what} in handler {self.handler.name}: {_brief(error)}")
+
+    def _finish(self, vp: VirtualPartition) -> None:
+        """The head is done; where handlers share a topic, the next one may be another's."""
+        route = vp.queues.finish(vp)
+        if route is not None and route is not self.queue:
+            self.state.wake(route)
 
     def _log_failure(
         self, partition: TopicPartition, offset: int, attempt: int, error: BaseException | None

@@ -20,7 +20,7 @@ def test_timeouts_follow_from_the_grace() -> None:
 
 
 def test_laws_are_built_in() -> None:
-    """Neither auto-commit, nor a reset policy, nor a deserializer, nor a second assignor reaches the client."""
+    """Neither auto-commit, nor a reset policy, nor a deserializer, nor a second assignor is passed on."""
     options = consumer_options(ClientConfig(), "g")
     assert options["enable_auto_commit"] is False
     assert options["auto_offset_reset"] == "none"
@@ -30,7 +30,14 @@ def test_laws_are_built_in() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["enable_auto_commit", "value_deserializer", "auto_offset_reset", "group_id", "bootstrap_servers", "max_poll_records"],
+    [
+        "enable_auto_commit",
+        "value_deserializer",
+        "auto_offset_reset",
+        "group_id",
+        "bootstrap_servers",
+        "max_poll_records",
+    ],
 )
 def test_an_option_that_breaks_a_law_is_refused(name: str) -> None:
     """An option of the client that asyncpar owns is refused by name, whatever its value."""
@@ -58,7 +65,8 @@ def test_range_can_be_asked_for(wish: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "wish", ["sticky", [], StickyPartitionAssignor, [RangePartitionAssignor, RoundRobinPartitionAssignor], None]
+    "wish",
+    ["sticky", [], StickyPartitionAssignor, [RangePartitionAssignor, RoundRobinPartitionAssignor], None],
 )
 def test_other_assignors_are_refused(wish: object) -> None:
     """Sticky is broken in the client and two assignors double the joins: neither is taken."""
@@ -68,7 +76,9 @@ def test_other_assignors_are_refused(wish: object) -> None:
 
 def test_secrets_are_in_no_repr() -> None:
     """Passwords and options, which may hold some, do not appear in the repr."""
-    config = ClientConfig(sasl_password="hush-1", ssl_key_password="hush-2", client_options={"client_rack": "hush-3"})
+    config = ClientConfig(
+        sasl_password="hush-1", ssl_key_password="hush-2", client_options={"client_rack": "hush-3"}
+    )
     assert "hush" not in repr(config)
 
 

@@ -96,7 +96,9 @@ def test_other_request_errors_may_pass() -> None:
     assert "reading committed offsets of group 'g' failed" in str(error)
 
 
-@pytest.mark.parametrize(("code", "kind"), [(30, AuthorizationError), (29, AuthorizationError), (14, BrokerError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(30, AuthorizationError), (29, AuthorizationError), (14, BrokerError)]
+)
 def test_answered_codes(code: int, kind: type[Exception]) -> None:
     """Codes in an answer become errors of the same kinds."""
     assert type(answered_error(code, "reading", "g", "t[0]")) is kind
@@ -115,7 +117,10 @@ def _failed_verification() -> ssl.SSLCertVerificationError:
         (kafka.UnsupportedSaslMechanismError("no PLAIN here"), "no PLAIN here"),
         (ValueError("Server sent wrong signature!"), "wrong signature"),
         (_failed_verification(), "does not verify: self-signed certificate"),
-        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "check that the port speaks TLS"),
+        (
+            ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"),
+            "check that the port speaks TLS",
+        ),
     ],
 )
 def test_refused_credentials_say_why(raised: Exception, text: str) -> None:
@@ -133,7 +138,9 @@ def test_the_cause_of_a_lost_connection_counts() -> None:
     assert isinstance(refused_credentials(lost, "h:1", None), AuthenticationError)
 
 
-@pytest.mark.parametrize("raised", [ConnectionRefusedError(111, "refused"), ssl.SSLEOFError(8, "EOF"), ValueError("x")])
+@pytest.mark.parametrize(
+    "raised", [ConnectionRefusedError(111, "refused"), ssl.SSLEOFError(8, "EOF"), ValueError("x")]
+)
 def test_silence_is_no_refusal(raised: Exception) -> None:
     """A broker that is not there yet, or hangs up, refused nobody's credentials."""
     assert refused_credentials(raised, "h:1", None) is None

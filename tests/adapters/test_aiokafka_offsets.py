@@ -63,10 +63,13 @@ async def test_commits_are_read_with_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "moved"), [(14, BrokerError, []), (15, BrokerError, [1]), (16, BrokerError, [1]), (30, AuthorizationError, [])]
+    ("code", "kind", "moved"),
+    [(14, BrokerError, []), (15, BrokerError, [1]), (16, BrokerError, [1]), (30, AuthorizationError, [])],
 )
-async def test_an_error_of_the_whole_answer_raises(code: int, kind: type[Exception], moved: list[int]) -> None:
-    """Pitfall 1: an error with no topics beside it must never read as "nothing committed"."""
+async def test_an_error_of_the_whole_answer_raises(
+    code: int, kind: type[Exception], moved: list[int]
+) -> None:
+    """An error with no topics beside it must never read as "nothing committed"."""
     coordinator = Coordinator(fetched(error=code))
     with pytest.raises(kind):
         await offsets(coordinator).committed([P0])
@@ -83,7 +86,9 @@ async def test_the_recorded_bytes_of_a_loading_group_raise() -> None:
 async def test_an_error_of_one_partition_raises() -> None:
     """A partition's own error is no missing commit either, also in an answer without a common code."""
     with pytest.raises(BrokerError, match=r"t\[1\]"):
-        await offsets(Coordinator(OffsetFetchResponse_v1([("t", [(0, 7, "", 0), (1, -1, "", 14)])]))).committed([P0, P1])
+        await offsets(
+            Coordinator(OffsetFetchResponse_v1([("t", [(0, 7, "", 0), (1, -1, "", 14)])]))
+        ).committed([P0, P1])
 
 
 async def test_a_partition_left_out_raises() -> None:
@@ -130,7 +135,7 @@ async def test_a_commit_carries_its_token() -> None:
 
 @pytest.mark.parametrize("token", [GroupToken(-1, "member"), GroupToken(3, "")])
 async def test_no_member_sends_no_commit(token: GroupToken) -> None:
-    """Pitfall 63: a commit without generation or member is taken by an empty group, so it is never sent."""
+    """A commit without generation or member is taken by an empty group, so it is never sent."""
     coordinator = Coordinator()
     assert await offsets(coordinator).commit(token, {P0: Committed(5, "")}, 1.0) == {P0: CommitAnswer.STALE}
     assert coordinator.requests == []
@@ -140,7 +145,9 @@ async def test_no_member_sends_no_commit(token: GroupToken) -> None:
 async def test_metadata_that_cannot_be_sent(metadata: str) -> None:
     """A string that the protocol cannot carry fails for its partition; the others are committed."""
     coordinator = Coordinator(answered((1, 0)))
-    answers = await offsets(coordinator).commit(TOKEN, {P0: Committed(5, metadata), P1: Committed(6, "")}, 1.0)
+    answers = await offsets(coordinator).commit(
+        TOKEN, {P0: Committed(5, metadata), P1: Committed(6, "")}, 1.0
+    )
     assert answers == {P0: CommitAnswer.METADATA_TOO_LARGE, P1: CommitAnswer.ACKNOWLEDGED}
     assert coordinator.requests[0]._topics == [("t", [(1, 6, "")])]
 

@@ -28,7 +28,20 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run([openssl, *args], cwd=folder, check=True, capture_output=True, timeout=30)
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
-    run("req", "-x509", *curve, "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=x")
+    run(
+        "req",
+        "-x509",
+        *curve,
+        "-nodes",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=x",
+    )
     run("pkcs8", "-topk8", "-in", "key.pem", "-out", "locked.pem", "-passout", "pass:right")
     return folder
 
@@ -52,7 +65,10 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "OAUTHBEARER"},
             "needs sasl_oauth_token_provider",
         ),
-        ({"security_protocol": "SSL", "ssl_cafile": "/no/such/ca.pem"}, "ssl_cafile '/no/such/ca.pem' does not exist"),
+        (
+            {"security_protocol": "SSL", "ssl_cafile": "/no/such/ca.pem"},
+            "ssl_cafile '/no/such/ca.pem' does not exist",
+        ),
         ({"security_protocol": "SSL", "ssl_keyfile": __file__}, "ssl_keyfile is set without ssl_certfile"),
         ({"security_protocol": "SSL", "ssl_cafile": __file__}, "holds no PEM certificates"),
         ({"security_protocol": "SSL", "ssl_certfile": __file__}, "cannot be loaded"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,10 @@ def asyncpar(folder: Path, *arguments: str, **variables: str) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def write(folder: Path, **modules: str) -> Path:
-    """Python modules by name (`__` for a folder's slash) with their text, below `folder`."""
-    for name, text in modules.items():
-        path = folder / (name.replace("__", "/") + ".py")
+def write(folder: Path, files: Mapping[str, str]) -> Path:
+    """Python modules by path without `.py`, with their text, below `folder`."""
+    for name, text in files.items():
+        path = folder / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return folder

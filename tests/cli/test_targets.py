@@ -11,7 +11,9 @@ from asyncpar.cli.targets import Found, UserCodeError, find_app
 from asyncpar.errors import TargetError
 from tests.cli.program import write
 
-HANDLER = 'from asyncpar import topic\n@topic("{0}", group="g", name="{0}")\nasync def {0}(body: bytes): ...\n'
+HANDLER = (
+    'from asyncpar import topic\n@topic("{0}", group="g", name="{0}")\nasync def {0}(body: bytes): ...\n'
+)
 APP = (
     'from asyncpar import App\n{0} = App("{0}", group="g")\n'
     '@{0}.topic("t-{0}", name="h-{0}")\nasync def on_{0}(body: bytes): ...\n'
@@ -32,7 +34,7 @@ def fresh_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
             del sys.modules[name]
 
 
-def _find(target: str, *, app_dir: Path = Path("."), factory: bool = False) -> Found:
+def _find(target: str, *, app_dir: Path = Path(), factory: bool = False) -> Found:
     return find_app(target, app_dir=app_dir, factory=factory)
 
 
@@ -50,69 +52,72 @@ def _refused(target: str, *, factory: bool = False) -> str:
 
 def test_module_and_app(tmp_path: Path):
     """`module:app` is that App, also where the module has several."""
-    write(tmp_path, mine=APP.format("one") + APP.format("two"))
+    write(tmp_path, {"mine": APP.format("one") + APP.format("two")})
     assert _names(_find("mine:two")) == ["h-two"]
 
 
 def test_module_with_a_single_app(tmp_path: Path):
     """`module` is its only App; a second name for it does not make it two."""
-    write(tmp_path, mine=APP.format("one") + "again = one\n")
+    write(tmp_path, {"mine": APP.format("one") + "again = one\n"})
     assert _names(_find("mine")) == ["h-one"]
 
 
 def test_module_with_bare_functions(tmp_path: Path):
     """`module` without an App runs its own decorated functions, in their order, and no imported ones."""
-    write(tmp_path, other=HANDLER.format("far"))
-    write(tmp_path, mine="from other import far\n" + HANDLER.format("b") + HANDLER.format("a") + "alias = a\n")
+    write(tmp_path, {"other": HANDLER.format("far")})
+    write(
+        tmp_path,
+        {"mine": "from other import far\n" + HANDLER.format("b") + HANDLER.format("a") + "alias = a\n"},
+    )
     assert _names(_find("mine")) == ["b", "a"]
 
 
 def test_a_module_below_a_package(tmp_path: Path):
     """`package:module` is the app of package.module when the package has no App of that name."""
-    write(tmp_path, shop____init__="", shop__bills=HANDLER.format("bill"))
+    write(tmp_path, {"shop/__init__": "", "shop/bills": HANDLER.format("bill")})
     assert _names(_find("shop:bills")) == ["bill"]
     assert _names(_find("shop.bills")) == ["bill"]
 
 
 def test_a_module_hidden_by_a_function_of_the_same_name(tmp_path: Path):
     """A package that exports a function named like its module does not hide the module's handlers."""
-    write(tmp_path, shop____init__="from shop.bill import bill\n", shop__bill=HANDLER.format("bill"))
+    write(tmp_path, {"shop/__init__": "from shop.bill import bill\n", "shop/bill": HANDLER.format("bill")})
     assert _names(_find("shop:bill")) == ["bill"]
 
 
 def test_app_dir_goes_first(tmp_path: Path):
     """`--app-dir` wins over the rest of the path."""
-    write(tmp_path / "deep", mine=HANDLER.format("deep"))
-    write(tmp_path, mine=HANDLER.format("shallow"))
+    write(tmp_path / "deep", {"mine": HANDLER.format("deep")})
+    write(tmp_path, {"mine": HANDLER.format("shallow")})
     sys.path.insert(0, str(tmp_path))
     assert _names(_find("mine", app_dir=Path("deep"))) == ["deep"]
 
 
 def test_a_file(tmp_path: Path):
     """`dir/file.py` and `dir/file.py:app` name a file."""
-    write(tmp_path, jobs__mine=APP.format("one"))
+    write(tmp_path, {"jobs/mine": APP.format("one")})
     assert _names(_find("jobs/mine.py")) == ["h-one"]
     assert _names(_find("jobs/mine.py:one")) == ["h-one"]
 
 
 def test_a_file_in_a_package_keeps_its_relative_imports(tmp_path: Path):
     """A file whose folder is a package is imported as a part of that package."""
-    write(tmp_path, shop____init__="", shop__names="TOPIC = 'orders'\n")
-    write(tmp_path, shop__bills="from .names import TOPIC\n" + HANDLER.format("bill"))
+    write(tmp_path, {"shop/__init__": "", "shop/names": "TOPIC = 'orders'\n"})
+    write(tmp_path, {"shop/bills": "from .names import TOPIC\n" + HANDLER.format("bill")})
     assert _names(_find("shop/bills.py")) == ["bill"]
 
 
 def test_a_file_with_the_name_of_a_library_is_refused(tmp_path: Path):
     """A file named like a loaded module would silently run that module instead."""
-    write(tmp_path, queue=HANDLER.format("bill"))
-    import queue  # noqa: F401, PLC0415
+    write(tmp_path, {"queue": HANDLER.format("bill")})
+    import queue  # noqa: F401 -- loaded, as it always is in a run
 
     assert "its name 'queue' is taken by" in _refused("queue.py")
 
 
 def test_a_missing_file_names_near_ones(tmp_path: Path):
     """A misspelt file name suggests the file that is there."""
-    write(tmp_path, jobs__bills="")
+    write(tmp_path, {"jobs/bills": ""})
     assert "file jobs/bill.py does not exist" in _refused("jobs/bill.py")
     assert "did you mean bills.py?" in _refused("jobs/bill.py")
     assert "file ./jobs is a folder" in _refused("./jobs")
@@ -120,7 +125,7 @@ def test_a_missing_file_names_near_ones(tmp_path: Path):
 
 def test_a_factory(tmp_path: Path):
     """`--factory` calls the function and takes its App."""
-    write(tmp_path, mine=APP.format("one") + "def create_app():\n    return one\n")
+    write(tmp_path, {"mine": APP.format("one") + "def create_app():\n    return one\n"})
     assert _names(_find("mine:create_app", factory=True)) == ["h-one"]
 
 
@@ -137,26 +142,28 @@ def test_a_factory(tmp_path: Path):
 def test_a_wrong_factory(tmp_path: Path, target: str, says: str):
     """What is no factory, or makes no App, is said."""
     text = "def create():\n    return 1\nasync def later(): ...\n"
-    write(tmp_path, mine=APP.format("one") + text)
+    write(tmp_path, {"mine": APP.format("one") + text})
     assert says in _refused(target, factory=True)
 
 
 def test_a_factory_that_raises_is_the_users_error(tmp_path: Path):
     """An exception inside of a factory is shown as such."""
-    write(tmp_path, mine="def create():\n    raise ValueError('no database')\n")
-    with pytest.raises(UserCodeError, match=r"calling mine:create raised ValueError: no database, mine\.py:2"):
+    write(tmp_path, {"mine": "def create():\n    raise ValueError('no database')\n"})
+    with pytest.raises(
+        UserCodeError, match=r"calling mine:create raised ValueError: no database, mine\.py:2"
+    ):
         _find("mine:create", factory=True)
 
 
 def test_several_apps_must_be_told_apart(tmp_path: Path):
     """A module with two Apps lists what to write."""
-    write(tmp_path, mine=APP.format("one") + APP.format("two"))
+    write(tmp_path, {"mine": APP.format("one") + APP.format("two")})
     assert "several Apps in mine; name one: mine:one or mine:two" in _refused("mine")
 
 
 def test_an_app_beside_functions_that_it_does_not_include_is_refused(tmp_path: Path):
     """A handler that would never run is an error, not a surprise."""
-    write(tmp_path, mine=APP.format("one") + HANDLER.format("bill"))
+    write(tmp_path, {"mine": APP.format("one") + HANDLER.format("bill")})
     message = _refused("mine")
     assert "bill in mine carry @topic but are not part of the App" in message
     assert "one.include(__name__)" in message
@@ -164,13 +171,13 @@ def test_an_app_beside_functions_that_it_does_not_include_is_refused(tmp_path: P
 
 def test_an_app_that_includes_its_module_is_fine(tmp_path: Path):
     """`app.include(__name__)` makes bare functions a part of the App."""
-    write(tmp_path, mine=APP.format("one") + HANDLER.format("bill") + "one.include(__name__)\n")
+    write(tmp_path, {"mine": APP.format("one") + HANDLER.format("bill") + "one.include(__name__)\n"})
     assert sorted(_names(_find("mine"))) == ["bill", "h-one"]
 
 
 def test_an_app_that_was_named_only_warns_of_left_out_functions(tmp_path: Path):
     """Who names the App may leave functions out on purpose, but is told."""
-    write(tmp_path, mine=APP.format("one") + HANDLER.format("bill"))
+    write(tmp_path, {"mine": APP.format("one") + HANDLER.format("bill")})
     found = _find("mine:one")
     assert _names(found) == ["h-one"]
     assert "would not run" in found.warnings[0]
@@ -178,7 +185,7 @@ def test_an_app_that_was_named_only_warns_of_left_out_functions(tmp_path: Path):
 
 def test_functions_of_another_app_of_the_module_are_not_left_out(tmp_path: Path):
     """With two Apps in a module each function counts as taken when either of them has it."""
-    write(tmp_path, mine=APP.format("one") + APP.format("two"))
+    write(tmp_path, {"mine": APP.format("one") + APP.format("two")})
     assert _find("mine:one").warnings == ()
 
 
@@ -195,32 +202,32 @@ def test_functions_of_another_app_of_the_module_are_not_left_out(tmp_path: Path)
 )
 def test_what_is_no_app_is_said_with_both_tries(tmp_path: Path, target: str, says: str):
     """`module:name` that is neither an App nor a module below lists both and near names."""
-    write(tmp_path, mine=HANDLER.format("bill") + APP.format("one") + "SIZE = 1\ndef create(): ...\n")
+    write(tmp_path, {"mine": HANDLER.format("bill") + APP.format("one") + "SIZE = 1\ndef create(): ...\n"})
     assert says in _refused(target)
 
 
 def test_a_missing_module_below_a_package_names_near_ones(tmp_path: Path):
     """The part that is missing is named, with what the package has instead."""
-    write(tmp_path, shop____init__="", shop__bills=HANDLER.format("bill"))
+    write(tmp_path, {"shop/__init__": "", "shop/bills": HANDLER.format("bill")})
     assert "there is no module shop.bill in" in _refused("shop.bill")
     assert "did you mean bills?" in _refused("shop.bill")
 
 
 def test_a_package_without_handlers_names_its_modules(tmp_path: Path):
     """A package that has none itself points at the modules below it."""
-    write(tmp_path, shop____init__="", shop__bills=HANDLER.format("bill"))
+    write(tmp_path, {"shop/__init__": "", "shop/bills": HANDLER.format("bill")})
     assert "or name a module below it: bills" in _refused("shop")
 
 
 def test_an_error_in_a_module_below_is_not_taken_for_not_found(tmp_path: Path):
     """`package:module` whose module fails shows that failure."""
-    write(tmp_path, shop____init__="", shop__bills="import nothing_of_the_kind\n")
+    write(tmp_path, {"shop/__init__": "", "shop/bills": "import nothing_of_the_kind\n"})
     with pytest.raises(UserCodeError, match="nothing_of_the_kind"):
         _find("shop:bills")
 
 
 def test_a_missing_sibling_is_not_taken_for_the_target(tmp_path: Path):
     """A target that imports a missing module of its own package fails as the user's error."""
-    write(tmp_path, shop____init__="", shop__bills="import shop.nothing\n")
+    write(tmp_path, {"shop/__init__": "", "shop/bills": "import shop.nothing\n"})
     with pytest.raises(UserCodeError, match=r"No module named 'shop\.nothing'"):
         _find("shop.bills")

@@ -1,0 +1,68 @@
+"""Writes the pages that are made from code: settings and metrics. With `--check` it only compares.
+
+What lives here: which page comes from where, and the page of the metrics. What never does: a name, a default or an
+explanation; those stand in the code. Called by `make pages`, `make docs` and the tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from asyncpar.cli import settings_page
+from asyncpar.metrics import HISTOGRAM_BOUNDS, REGISTRY
+
+DOCS = Path(__file__).parent
+
+_METRICS_INTRODUCTION = f"""\
+# Metrics
+
+<!-- Written by `make pages` from asyncpar/metrics.py. Do not edit. -->
+
+Served at `/metrics` in the Prometheus text format, or in OpenMetrics to a scraper that accepts it. A series lives
+as long as what it describes: those of a partition that was taken away are gone with the next scrape. Counters
+start at 0 with the process.
+
+Histograms measure seconds, in {len(HISTOGRAM_BOUNDS)} buckets at powers of two from {HISTOGRAM_BOUNDS[0] * 1e6:.2f}
+microseconds to {HISTOGRAM_BOUNDS[-1]:.0f} seconds. The same values are in `App.metrics()`, without the prefix.
+
+| metric | kind | labels | what it says |
+|---|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """The table of the registry as Markdown, in its order."""
+    rows = [
+        f"| `asyncpar_{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '-'} | {metric.help} |"
+        for metric in REGISTRY
+    ]
+    return _METRICS_INTRODUCTION + "\n".join(rows) + "\n"
+
+
+PAGES = {"settings.md": settings_page.page, "metrics.md": metrics_page}
+
+
+def outdated() -> list[str]:
+    """Names of the pages that differ from what the code says."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != page()
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with `--check` name those that are not current. Returns the exit code."""
+    if arguments == ["--check"]:
+        names = outdated()
+        for name in names:
+            print(f"docs/{name} is not current: run `make pages` and commit it", file=sys.stderr)
+        return 1 if names else 0
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

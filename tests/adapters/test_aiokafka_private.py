@@ -1,0 +1,264 @@
+"""`ClientInternals` on a real aiokafka consumer whose network is a script: requests in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    KafkaConnectionError,
+    NodeNotReadyError,
+    NoOffsetForPartitionError,
+    RequestTimedOutError,
+)
+from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, SyncGroupRequest
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import BrokerMetadata
+
+from asyncpar.adapters import aiokafka_private
+from asyncpar.adapters.aiokafka_lease import MembershipClock
+from asyncpar.adapters.aiokafka_private import ClientInternals
+from asyncpar.adapters.aiokafka_stop import close_consumer
+
+TP = TopicPartition("t", 0)
+
+
+class Offline:
+    """A started consumer without a network. `answer` is called with each request that the client sends."""
+
+    def __init__(self) -> None:
+        self.consumer = AIOKafkaConsumer(group_id="g", enable_auto_commit=False, auto_offset_reset="none")
+        self.client = self.consumer._client
+        self.client.bootstrap = self._nothing
+        self.client.send = self._send
+        self.client.ready = self._ready
+        self.answer: Callable[[Any], Any] = lambda request: SimpleNamespace(error_code=0)
+        self.inside = ClientInternals(self.consumer, "g")
+        self.clock = MembershipClock(10.0)
+
+    async def _nothing(self) -> None: ...
+
+    async def _ready(self, node: Any, *, group: Any = None) -> bool:
+        return True
+
+    async def _send(self, node: Any, request: Any, *, group: Any = None) -> Any:
+        answer = self.answer(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def start(self) -> None:
+        await self.consumer.start()
+        self.inside.attach(self.clock)
+        self.coordinator = self.consumer._coordinator
+        self.coordinator.coordinator_id = 1
+        self.coordinator._coordinator_dead_fut = asyncio.get_running_loop().create_future()
+
+    def assign(self) -> None:
+        self.consumer._subscription.subscribe({"t"})
+        self.consumer._subscription.assign_from_subscribed({TP})
+
+
+@pytest.fixture
+async def offline() -> AsyncIterator[Offline]:
+    """A consumer that was started offline, closed after the test."""
+    made = Offline()
+    await made.start()
+    yield made
+    await close_consumer(made.consumer, made.inside, leave=False, timeout_s=1.0)
+
+
+class Connection:
+    """Notes what is sent over it, with the time-out that held then."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self._request_timeout = 15.0
+        self._writer = None
+        self.sent: list[tuple[Any, float]] = []
+        self.closed: list[Any] = []
+        self.answer = answer
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        self.sent.append((request, self._request_timeout))
+
+        async def later() -> Any:
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+        return later()
+
+    def connected(self) -> bool:
+        return True
+
+    def close(self, reason: Any = None) -> Any:
+        self.closed.append(reason)
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
+async def test_heartbeats_and_syncs_extend_the_lease(offline: Offline) -> None:
+    """The send time of an answered Heartbeat or SyncGroup counts, and an answer of 25 does not."""
+    for request in (HeartbeatRequest("g", 1, "m"), SyncGroupRequest("g", 1, "m", None, [])):
+        before = asyncio.get_running_loop().time()
+        await offline.coordinator._send_req(request)
+        assert offline.clock.lease_from >= before - 0.05
+        offline.clock.lease_from = offline.clock.calm = float("-inf")
+    offline.answer = lambda request: SimpleNamespace(error_code=25)
+    await offline.coordinator._send_req(HeartbeatRequest("g", 1, "m"))
+    assert offline.clock.lease_from == float("-inf")
+
+
+async def test_a_join_may_take_minutes() -> None:
+    """JoinGroup waits for the slowest member of the group, all other requests for our own time-out."""
+    offline = Offline()
+    connection = Connection(answer="joined")
+    offline.client._conns[(1, 1)] = connection
+    request = JoinGroupRequest("g", 1, 1, "m", None, "consumer", [])
+    assert await offline.client.send(1, request, group=1) == "joined"
+    assert connection.sent == [(request, aiokafka_private.JOIN_TIMEOUT_SECONDS)]
+    assert connection._request_timeout == 15.0
+    connection.answer = TimeoutError()
+    with pytest.raises(RequestTimedOutError):
+        await offline.client.send(1, request, group=1)
+    assert len(connection.closed) == 1
+    await offline.consumer.stop()
+
+
+async def test_metadata_requests_create_no_topic() -> None:
+    """Each metadata request that the client sends by itself forbids the creation of topics."""
+    consumer = AIOKafkaConsumer(group_id="g")
+    connection = Connection(answer=SimpleNamespace(brokers=[]))
+    consumer._client._conns[(0, 0)] = connection
+    consumer._client.cluster._brokers = {0: BrokerMetadata(0, "127.0.0.1", 9, None)}
+    ClientInternals(consumer, "g")
+    await consumer._client._metadata_update(consumer._client.cluster, {"t"})
+    ((request, _),) = connection.sent
+    assert isinstance(request, MetadataRequest)
+    assert (request._topics, request._allow_auto_topic_creation) == (["t"], False)
+    await consumer.stop()
+
+
+async def test_a_lookup_that_loses_its_connection_is_retried() -> None:
+    """A connection lost while looking for the coordinator must not end the heartbeats for good."""
+    offline = Offline()
+    offline.client.get_random_node = lambda: 0
+    offline.answer = lambda request: KafkaConnectionError("gone")
+    with pytest.raises(NodeNotReadyError) as caught:
+        await offline.client.coordinator_lookup(0, "g")
+    assert caught.value.retriable
+    await offline.consumer.stop()
+
+
+async def test_a_lost_connection_marks_the_coordinator(offline: Offline) -> None:
+    """A request of ours that loses its connection has the coordinator looked up again; a refusal does not."""
+    await offline.inside.ask_coordinator("request")
+    assert offline.inside.coordinator_node == 1
+    offline.answer = lambda request: KafkaConnectionError("gone")
+    with pytest.raises(KafkaConnectionError):
+        await offline.inside.ask_coordinator("request")
+    assert offline.inside.coordinator_node is None
+
+
+async def test_the_client_never_reads_commits_by_itself(offline: Offline) -> None:
+    """A new assignment starts no task that asks for committed offsets."""
+    offline.assign()
+    offline.coordinator.start_commit_offsets_refresh_task(
+        offline.consumer._subscription.subscription.assignment
+    )
+    assert offline.coordinator._commit_refresh_task is None
+
+
+async def test_positions_and_ends(offline: Offline) -> None:
+    """What is not assigned, not sought or not fetched yet is None."""
+    assert offline.inside.position(TP) is None
+    assert offline.inside.end_seen(TP) == (None, None)
+    offline.assign()
+    assert offline.inside.is_assigned(TP)
+    assert offline.inside.position(TP) is None
+    offline.consumer.seek(TP, 7)
+    state = offline.consumer._subscription.subscription.assignment.state_value(TP)
+    state.highwater, state.lso = 9, -1
+    assert offline.inside.position(TP) == 7
+    assert offline.inside.end_seen(TP) == (9, None)
+
+
+async def test_a_raising_getmany_leaks_no_counter(offline: Offline) -> None:
+    """With the counter put back, idle time runs again."""
+    offline.assign()
+    offline.consumer.seek(TP, 0)
+    offline.consumer._fetcher._set_error(TP, NoOffsetForPartitionError(TP))
+    count = offline.inside.fetch_count()
+    with pytest.raises(NoOffsetForPartitionError):
+        await offline.consumer.getmany(TP, timeout_ms=0)
+    assert offline.inside.fetch_count() == count + 1
+    offline.inside.restore_fetch_count(count)
+    await asyncio.sleep(0.01)
+    assert offline.consumer._subscription.fetcher_idle_time > 0
+
+
+@pytest.mark.parametrize("name", ["_heartbeat_task", "_coordination_task", "_fetch_task"])
+async def test_a_dead_task_is_named(offline: Offline, name: str) -> None:
+    """A background task of the client that died is noticed, with its reason."""
+    assert offline.inside.dead_task() is None
+
+    async def die() -> None:
+        raise RuntimeError("bug")
+
+    dying = asyncio.create_task(die())
+    await asyncio.wait([dying], timeout=1)
+    owner = offline.consumer._fetcher if name == "_fetch_task" else offline.coordinator
+    real = getattr(owner, name)
+    setattr(owner, name, dying)
+    dead = offline.inside.dead_task()
+    setattr(owner, name, real)
+    assert dead is not None
+    assert dead[0] == name.strip("_").replace("_", " ")
+    assert str(dead[1]) == "bug"
+
+
+async def test_heartbeats_that_end_in_order_are_no_fault(offline: Offline) -> None:
+    """A member that must join again stops its heartbeats without an error."""
+    ended = asyncio.create_task(asyncio.sleep(0))
+    await ended
+    offline.coordinator._heartbeat_task = ended
+    assert offline.inside.dead_task() is None
+
+
+async def test_a_pattern_matches_whole_names(offline: Offline) -> None:
+    """The client would take `audit-.*` for a prefix of what follows; we match the whole name."""
+    offline.consumer._client.cluster._partitions = {"audit-1": {}, "audit-12": {}, "my-audit-1": {}}
+    offline.inside.subscribe_pattern(re.compile(r"audit-\d"), None)  # type: ignore[arg-type]
+    offline.coordinator._handle_metadata_update(offline.consumer._client.cluster)
+    assert offline.consumer.subscription() == {"audit-1"}
+
+
+async def test_partition_counts_are_watched(offline: Offline) -> None:
+    """New partitions make a member rejoin that has no watch of its own."""
+    cluster = offline.consumer._client.cluster
+    cluster._partitions = {"t": {0: None}}
+    offline.inside.watch_partition_counts({"t", "unknown"})
+    offline.coordinator._rejoin_needed_fut = asyncio.get_running_loop().create_future()
+    for listener in cluster._listeners:
+        listener(cluster)
+    assert not offline.coordinator._rejoin_needed_fut.done()
+    cluster._partitions = {"t": {0: None, 1: None}}
+    for listener in cluster._listeners:
+        listener(cluster)
+    assert offline.coordinator._rejoin_needed_fut.done()
+
+
+async def test_a_waiting_getmany_is_released(offline: Offline) -> None:
+    """A fetch that waits for an assignment which never comes ends when the consumer is stopped."""
+    waiting = asyncio.create_task(offline.consumer.getmany(TP, timeout_ms=10))
+    await asyncio.sleep(0)
+    offline.inside.release_fetch()
+    done, _ = await asyncio.wait([waiting], timeout=1)
+    assert waiting in done
+    assert waiting.exception() is not None

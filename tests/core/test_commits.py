@@ -1,0 +1,410 @@
+"""Tests of commits: a machine with a broker that answers anything, and named cases."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from asyncpar.core.assignment import Event, Partition
+from asyncpar.core.commits import (
+    CommitClock,
+    Consequence,
+    Draft,
+    MetadataBudget,
+    by_partition,
+    draft,
+    drafts,
+    settle,
+)
+from asyncpar.core.offset_codec import MAX_CHARS, decode
+from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET, ReadyQueue, VirtualPartition
+from asyncpar.records import CommitAnswer, Committed, TopicPartition
+from tests.core.models import (
+    TP,
+    FakeRecord,
+    bounded,
+    deliver,
+    offset_of,
+    opened,
+    queues_of,
+    records,
+    settle_success,
+    take,
+    take_all,
+    tracker_of,
+)
+
+OTHER = TopicPartition("orders", 4)
+
+
+def _runs(committed: Committed) -> list[tuple[int, int]]:
+    runs = decode(TP, committed.offset, committed.metadata)
+    assert isinstance(runs, list)
+    return runs
+
+
+def _commit_until_stored(partition: Partition, budget: MetadataBudget, broker_limit: int) -> Committed | None:
+    """Commit as the committer does, with a broker that refuses long metadata; None when nothing was new."""
+    for _ in range(16):
+        made = draft(partition, budget)
+        if made is None:
+            return None
+        fits = len(made.committed.metadata) <= broker_limit
+        answer = CommitAnswer.ACKNOWLEDGED if fits else CommitAnswer.METADATA_TOO_LARGE
+        if settle(made, answer, budget) is Consequence.STORED:
+            return made.committed
+    raise AssertionError("the broker's limit was not found in 16 refusals")
+
+
+def _may_fetch(partition: Partition) -> bool:
+    """What backpressure says while the metadata is near the cap."""
+    return queues_of(partition).start_below > tracker_of(partition).position
+
+
+class CommitMachine(RuleBasedStateMachine):
+    """One partition, its committer, and a broker that stores, refuses or loses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handler = ReadyQueue("bill")
+        self.partition = opened(route=self.handler)
+        self.budget = MetadataBudget()
+        self.broker_limit = MAX_CHARS
+        self.stored: Committed | None = None
+        self.pending: tuple[Draft, frozenset[int]] | None = None
+        self.running: list[VirtualPartition] = []
+        self.done: set[int] = set()
+        self.last = -1
+
+    @initialize(limit=st.sampled_from([MAX_CHARS, 300, 100, 64, 40, 21, 15, 0]), learned=st.booleans())
+    def meet_broker(self, limit: int, learned: bool) -> None:
+        """The broker's limit is known already, or is learned from refusals."""
+        self.broker_limit = limit
+        if learned:
+            self.budget.max_chars = limit
+
+    # -- what happens ------------------------------------------------------------------------
+
+    @rule(
+        gaps=st.lists(st.one_of(st.integers(1, 3), st.integers(1, 5_000)), min_size=1, max_size=12),
+        keys=st.sampled_from([[None], [None, b"a"], [b"a", b"b", b"c"]]),
+        in_flight_before=st.booleans(),
+    )
+    def fetch(self, gaps: list[int], keys: list[bytes | None], in_flight_before: bool) -> None:
+        """A chunk arrives; with `in_flight_before` it was asked for before the gate closed."""
+        if not (in_flight_before or _may_fetch(self.partition)):
+            return
+        chunk = []
+        for number, gap in enumerate(gaps):
+            self.last += gap
+            chunk.append(FakeRecord(self.last, keys[number % len(keys)]))
+        deliver(self.partition, chunk)
+
+    @rule(count=st.integers(1, 10))
+    def start(self, count: int) -> None:
+        """Workers take what the gate lets through."""
+        for _ in range(count):
+            vp = take(self.handler)
+            if vp is None:
+                return
+            assert offset_of(vp) < queues_of(self.partition).start_below
+            self.running.append(vp)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        """A running record succeeds."""
+        vp = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.done.add(offset_of(vp))
+        assert settle_success(vp)
+
+    @precondition(lambda self: self.pending is None)
+    @rule()
+    def take_draft(self) -> None:
+        """A commit is taken and sent: what it says is done at this moment."""
+        tracker = tracker_of(self.partition)
+        made = draft(self.partition, self.budget)
+        if made is None:
+            assert self.partition.acknowledged is not None
+            assert self.partition.acknowledged.offset == tracker.hwm
+            return
+        assert made.committed.offset <= min(tracker.unfinished, default=tracker.position)
+        assert len(made.committed.metadata) <= self.budget.max_chars
+        runs = _runs(made.committed)
+        assert runs == tracker.done_runs()[: len(runs)]
+        assert made.truncated is (len(runs) < len(tracker.done_runs()))
+        self.pending = (made, frozenset(tracker.unfinished))
+
+    @precondition(lambda self: self.pending is not None)
+    @rule(answer=st.sampled_from(CommitAnswer), lost_answer=st.booleans())
+    def answer(self, answer: CommitAnswer, lost_answer: bool) -> None:
+        """The broker answers, after more was finished; a lost answer may have been stored."""
+        assert self.pending is not None
+        (made, unfinished_then), self.pending = self.pending, None
+        if len(made.committed.metadata) > self.broker_limit:
+            answer = CommitAnswer.METADATA_TOO_LARGE
+        elif answer is CommitAnswer.METADATA_TOO_LARGE:
+            answer = CommitAnswer.ACKNOWLEDGED
+        before = self.partition.acknowledged
+        consequence = settle(made, answer, self.budget)
+        if answer is CommitAnswer.ACKNOWLEDGED or (answer is CommitAnswer.RETRY and lost_answer):
+            self._store(made.committed, unfinished_then)
+        assert (consequence is Consequence.STORED) is (answer is CommitAnswer.ACKNOWLEDGED)
+        expected = made.committed if answer is CommitAnswer.ACKNOWLEDGED else before
+        assert self.partition.acknowledged == expected
+
+    def _store(self, committed: Committed, unfinished_then: frozenset[int]) -> None:
+        assert self.stored is None or committed.offset >= self.stored.offset
+        assert all(offset >= committed.offset for offset in unfinished_then)
+        for first, end in _runs(committed):
+            assert not any(first <= offset < end for offset in unfinished_then)
+        self.stored = committed
+
+    # -- what always holds -------------------------------------------------------------------
+
+    @invariant()
+    def the_broker_never_has_more_than_is_done(self) -> None:
+        """What is stored passes nothing unfinished, and its runs list nothing unfinished."""
+        tracker = tracker_of(self.partition)
+        if self.stored is not None:
+            assert self.stored.offset <= tracker.hwm
+            assert all(tracker.is_done(first) for first, _ in _runs(self.stored))
+
+    def teardown(self) -> None:
+        """From wherever this stands: run, commit, run; the gate opens and everything gets done."""
+        self.pending = None
+        tracker = tracker_of(self.partition)
+        for _ in range(2 * len(tracker.unfinished) + 4):
+            self.running += take_all(self.handler)
+            while self.running:
+                self.finish_last()
+            _commit_until_stored(self.partition, self.budget, self.broker_limit)
+        assert tracker.unfinished == {}
+        assert queues_of(self.partition).start_below == ANY_OFFSET
+        assert self.partition.acknowledged == Committed(tracker.position, "")
+
+    def finish_last(self) -> None:
+        """The record that was taken last succeeds first."""
+        vp = self.running.pop()
+        self.done.add(offset_of(vp))
+        assert settle_success(vp)
+
+
+CommitMachine.TestCase.settings = bounded(80, 30)
+TestCommits = CommitMachine.TestCase
+
+
+# -- when ------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_due_by_count_by_time_or_when_idle() -> None:
+    """Whichever comes first, and never within 50 ms of the last one."""
+    clock = CommitClock(commit_every=100, commit_interval_ms=1_000)
+    assert clock.is_due(now=10.0, completed=0, idle=True)
+    clock.committed(10.0, 0)
+    assert not clock.is_due(10.049, 5_000, idle=True)
+    assert clock.is_due(10.051, 0, idle=True)
+    assert not clock.is_due(10.051, 99, idle=False)
+    assert clock.is_due(10.051, 100, idle=False)
+    assert not clock.is_due(10.9, 99, idle=False)
+    assert clock.is_due(11.0, 1, idle=False)
+    clock.committed(11.0, 100)
+    assert not clock.is_due(11.1, 199, idle=False)
+
+
+# -- what ------------------------------------------------------------------------------------
+
+
+def test_a_draft_is_of_one_moment() -> None:
+    """Offset and metadata are taken together; what is done afterwards is in neither."""
+    handler = ReadyQueue("bill")
+    partition = opened(route=handler)
+    deliver(partition, records(0, 1, 2, 3))
+    running = take_all(handler)
+    settle_success(running[1])
+    made = draft(partition, MetadataBudget())
+    assert made is not None
+    settle_success(running[0])
+    settle_success(running[3])
+    assert made.committed.offset == 0
+    assert _runs(made.committed) == [(1, 2)]
+
+
+def test_what_the_broker_has_is_not_committed_again() -> None:
+    """An idle partition costs no request; a new gap alone is worth one."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    deliver(partition, records(0, 1))
+    running = take_all(handler)
+    assert _commit_until_stored(partition, budget, MAX_CHARS) == Committed(0, "")
+    assert draft(partition, budget) is None
+    settle_success(running[1])
+    stored = _commit_until_stored(partition, budget, MAX_CHARS)
+    assert stored is not None
+    assert (stored.offset, _runs(stored)) == (0, [(1, 2)])
+
+
+def test_only_partitions_with_offsets_of_their_own_are_committed() -> None:
+    """Not while opening, halted without a position, or gone; halted and draining ones are."""
+    budget = MetadataBudget()
+    opening, gone, halted, draining = Partition(TP, 1), opened(), opened(), opened(tp=OTHER)
+    gone.apply(Event.LOSE)
+    halted.apply(Event.HALT)
+    draining.apply(Event.REVOKE)
+    halted_at_birth = Partition(TP, 1)
+    halted_at_birth.apply(Event.HALT)
+    made = drafts([opening, gone, halted, draining, halted_at_birth], budget)
+    assert [one.partition for one in made] == [halted, draining]
+    assert by_partition(made) == {TP: Committed(0, ""), OTHER: Committed(0, "")}
+    reopening = opened()
+    reopening.apply(Event.REOPEN)
+    assert draft(reopening, budget) is None
+
+
+def test_a_halted_partition_commits_what_ended_after_its_halt() -> None:
+    """The queue is dropped, the running record ends and counts, its gap is in the metadata."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    deliver(partition, records(0, 1, 2))
+    running = take_all(handler)
+    settle_success(running[1])
+    partition.apply(Event.HALT)
+    queues_of(partition).close([handler])
+    assert not settle_success(running[2])
+    tracker_of(partition).mark_done(2)
+    stored = _commit_until_stored(partition, budget, MAX_CHARS)
+    assert stored is not None
+    assert (stored.offset, _runs(stored)) == (0, [(1, 3)])
+    assert queues_of(partition).start_below == NO_OFFSET
+
+
+# -- answers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [answer for answer in CommitAnswer if answer is not CommitAnswer.ACKNOWLEDGED])
+def test_only_an_acknowledgement_counts(answer: CommitAnswer) -> None:
+    """A commit that was sent is not a commit: any other answer leaves it to be sent again."""
+    partition, budget = opened(start=5), MetadataBudget()
+    made = draft(partition, budget)
+    assert made is not None
+    assert settle(made, answer, budget) is not Consequence.STORED
+    assert partition.acknowledged is None
+    assert draft(partition, budget) == made
+
+
+def test_an_acknowledgement_of_an_older_generation_is_dropped() -> None:
+    """The partition began anew while the answer was under way: it says nothing about the new life."""
+    partition, budget = opened(start=5), MetadataBudget()
+    made = draft(partition, budget)
+    assert made is not None
+    partition.generation += 1
+    assert settle(made, CommitAnswer.ACKNOWLEDGED, budget) is Consequence.STORED
+    assert partition.acknowledged is None
+
+
+def test_refusals_learn_the_brokers_limit() -> None:
+    """Each refusal halves; one of a longer text than is sent now teaches nothing; little room is none."""
+    budget = MetadataBudget()
+    assert budget.max_chars == MAX_CHARS
+    budget.refused(1_000)
+    assert budget.max_chars == 500
+    budget.refused(900)
+    assert budget.max_chars == 500
+    budget.refused(150)
+    assert budget.max_chars == 75
+    budget.refused(75)
+    assert budget.max_chars == 0
+    assert budget.is_clear(0, truncated=True)
+    assert not budget.is_near_cap(0, truncated=True)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 18, 30])
+def test_a_broker_that_takes_no_metadata_does_not_slow_the_group(limit: int) -> None:
+    """Where no run fits there is nothing to keep short: the gate stays open."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    deliver(partition, records(*range(0, 40)))
+    running = take_all(handler)
+    for done in (1, 3, 5, 7, 9, 11, 13, 30):
+        settle_success(running[done])
+        assert _commit_until_stored(partition, budget, limit) in {Committed(0, ""), None}
+        assert partition.metadata_truncated
+    assert queues_of(partition).start_below == ANY_OFFSET
+
+
+# -- the cap ---------------------------------------------------------------------------------
+
+
+def test_near_the_cap_only_records_below_the_highest_done_offset_start() -> None:
+    """The gate closes there, is visible as `metadata_truncated`, and opens again when there is room."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    budget.max_chars = 64
+    queues = queues_of(partition)
+    deliver(partition, [*records(0), *(FakeRecord(o, b"%d" % (o % 60)) for o in range(1, 120))])
+    running = {offset_of(vp): vp for vp in take_all(handler)}
+    assert sorted(running) == list(range(61))
+    chosen = [1, 2, 5, 7, 8, 9, 14, 20, 21, 25, 31, 38, 44, 45, 46, 53, 59]
+    for offset in chosen:
+        settle_success(running.pop(offset))
+    assert draft(partition, budget) is not None
+    assert queues.start_below == 60
+    assert take(handler) is None
+    assert len(queues.held) == len(chosen)
+    for offset in sorted(running):
+        settle_success(running.pop(offset))
+    assert _commit_until_stored(partition, budget, MAX_CHARS) is not None
+    assert queues.start_below == ANY_OFFSET
+    assert take(handler) is not None
+
+
+def test_the_gate_follows_when_what_lies_above_it_is_too_long_by_itself() -> None:
+    """Holes in what was fetched before the gate closed may fill the metadata with nothing done at all.
+
+    Everything below the gate is done then and everything above it held: were the gate to stay, nothing
+    would run again and no commit would move.
+    """
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    budget.max_chars = 100
+    deliver(partition, records(*range(0, 100_000, 1_000)))
+    assert draft(partition, budget) is not None
+    assert queues_of(partition).start_below == 99_000
+    deliver(partition, records(*range(100_000, 300_000, 1_000)))
+    drafts_taken = 0
+    while tracker_of(partition).unfinished:
+        running = take_all(handler)
+        for vp in running:
+            settle_success(vp)
+        _commit_until_stored(partition, budget, MAX_CHARS)
+        drafts_taken += 1
+        assert drafts_taken < 10
+    assert queues_of(partition).start_below == ANY_OFFSET
+    assert partition.acknowledged == Committed(299_001, "")
+
+
+def test_a_restored_gap_near_the_cap_lets_the_fetch_fill_it() -> None:
+    """After a restart the gate may lie beyond what was delivered: records up to it are fetched and run."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(done=[(i, i + 1 + i % 3) for i in range(5, 600, 7)], route=handler), MetadataBudget()
+    budget.max_chars = 80
+    assert draft(partition, budget) is not None
+    assert partition.metadata_truncated
+    assert _may_fetch(partition)
+    deliver(partition, records(*range(700)))
+    for _ in range(3):
+        for vp in take_all(handler):
+            settle_success(vp)
+        _commit_until_stored(partition, budget, MAX_CHARS)
+    assert partition.acknowledged == Committed(700, "")
+    assert not partition.metadata_truncated
+
+
+def test_offsets_without_queues_are_committed_too() -> None:
+    """The gate is steered only where there are queues."""
+    partition = opened(start=3)
+    partition.queues = None
+    made = draft(partition, MetadataBudget())
+    assert made is not None
+    assert made.committed == Committed(3, "")

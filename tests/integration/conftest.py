@@ -1,0 +1,63 @@
+"""Fixtures of the tests on a real broker: member processes, ledgers, apps with fast settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from asyncpar import App
+from tests.integration.members import FAST, Member
+from tests.integration.plan import Plan, Recorder
+from tests.ledger import Ledger
+
+
+class MemberFactory(Protocol):
+    """`members(plan, bootstrap, group, *arguments, **settings)` starts one more member process."""
+
+    def __call__(
+        self, plan: Plan, bootstrap: str, group: str, *arguments: str, **settings: object
+    ) -> Member: ...
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> Iterator[MemberFactory]:
+    """Starts members; those that still run at the end of the test are killed."""
+    started: list[Member] = []
+
+    def start(plan: Plan, bootstrap: str, group: str, *arguments: str, **settings: object) -> Member:
+        log = tmp_path / f"member-{len(started) + 1}.log"
+        started.append(Member(plan, bootstrap, group, log, *arguments, **settings))
+        return started[-1]
+
+    yield start
+    for member in started:
+        member.kill()
+
+
+@pytest.fixture
+def ledger_path(tmp_path: Path) -> Path:
+    """Where this test's ledger lies."""
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def recorder(ledger_path: Path) -> Iterator[Recorder]:
+    """The ledger of handlers that run in the test's own process."""
+    ledger = Ledger(ledger_path)
+    yield Recorder(ledger)
+    ledger.close()
+
+
+@pytest.fixture
+def make_app(monkeypatch: pytest.MonkeyPatch, group_id: str) -> Callable[..., App]:
+    """`make_app(bootstrap, **settings)`: an app of group `group_id` that settles fast and serves no HTTP."""
+    monkeypatch.delenv("ASYNCPAR_ENV", raising=False)
+
+    def make(bootstrap: str, **settings: object) -> App:
+        values: dict[str, object] = {"group": group_id, "http_port": 0, **FAST, **settings}
+        return App(bootstrap_servers=bootstrap, **values)  # type: ignore[arg-type]
+
+    return make

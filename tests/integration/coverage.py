@@ -1,0 +1,45 @@
+"""Which offsets a group's commits cover: what a restart must not run again, and what it must.
+
+Called by tests of crashes. Reads what the broker holds, never the engine's own idea of it; only the format
+of the metadata is asyncpar's, by its own codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from asyncpar.core.offset_codec import Ignored, decode
+from asyncpar.records import TopicPartition
+from tests.kafka_tools import Committed
+from tests.ledger import Event, Place, ProducedRecord
+
+
+def done_runs(topic: str, partition: int, commit: Committed) -> list[tuple[int, int]]:
+    """The runs that a commit's metadata lists; fails when asyncpar would ignore it."""
+    runs = decode(TopicPartition(topic, partition), commit.offset, commit.metadata)
+    assert not isinstance(runs, Ignored), f"{topic}[{partition}]: {commit} is {runs}"
+    return runs
+
+
+def not_covered(
+    topic: str, commits: Mapping[int, Committed], produced: Iterable[ProducedRecord]
+) -> set[Place]:
+    """The produced records that `commits` do not declare done."""
+    runs = {number: done_runs(topic, number, commit) for number, commit in commits.items()}
+
+    def is_covered(partition: int, offset: int) -> bool:
+        commit = commits.get(partition)
+        if commit is None:
+            return False
+        return offset < commit.offset or any(first <= offset < end for first, end in runs[partition])
+
+    return {
+        Place(topic, record.partition, record.offset)
+        for record in produced
+        if not is_covered(record.partition, record.offset)
+    }
+
+
+def places(events: Iterable[Event], kind: str, pids: Collection[int]) -> list[Place]:
+    """Where the processes `pids` wrote `kind`, in the order written."""
+    return [event.place for event in events if event.kind == kind and event.writer.pid in pids]

@@ -1,0 +1,112 @@
+"""The watchdog and the lease: what stands still is reported, and a cut-off member starts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from asyncpar.records import Committed, RawRecord, TopicPartition
+from asyncpar.runtime import health, watchdog
+from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
+
+T0 = TopicPartition("t", 0)
+
+
+async def nothing(record: RawRecord) -> None:
+    """A handler that succeeds."""
+
+
+async def test_without_answered_heartbeats_nothing_starts_until_one_is() -> None:
+    """The lease runs out: records wait; it comes back: they run. Readiness says so meanwhile."""
+    consumer = FakeConsumer(log("t", "a", "b"))
+    consumer.lease_stops_at = time.monotonic() - 60
+    async with Running(consumer, handler(nothing)) as run:
+        await until(lambda: bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].in_flight == 2)
+        await until(lambda: run.runtime.state.lease_closed)
+        assert run.runtime.state.pools[0].completed() == 0
+        assert any("heartbeats" in reason for reason in health.not_ready(run.runtime))
+        consumer.lease_stops_at = None
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        assert not run.runtime.state.lease_closed
+        await run.stop()
+
+
+async def test_the_lease_is_the_session_timeout_less_a_margin() -> None:
+    """session_timeout_ms decides for how long starts go on after the last good heartbeat."""
+    for session_timeout_ms, held in ((10_000, True), (1_000, False)):
+        consumer = FakeConsumer(log("t", "a"))
+        consumer.lease_stops_at = time.monotonic() - 2.0
+        async with Running(consumer, handler(nothing), session_timeout_ms=session_timeout_ms) as run:
+            await until(lambda r=run: r.runtime.session is not None)  # type: ignore[misc]
+            assert run.runtime.state.renew_lease(time.monotonic()) is held
+            run.runtime.stop(now=True)
+
+
+async def test_a_blocked_offset_is_warned_of_once_and_turns_readiness_red(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over max_blocking_duration_ms: one line, one reason; both end when the offset is done. 0 turns it off."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    for limit_ms in (30, 0):
+        caplog.clear()
+        consumer = FakeConsumer(log("t", "stuck", "a"))
+        release = asyncio.Event()
+        looks = 0
+
+        async def handle(record: RawRecord, release: asyncio.Event = release) -> None:
+            if record.key == b"stuck":
+                await release.wait()
+
+        async with Running(consumer, handler(handle), max_blocking_duration_ms=limit_ms) as run:
+            if limit_ms:
+                await until(lambda r=run: bool(r.runtime.session and r.runtime.session.watchdog.blocked))  # type: ignore[misc]
+                assert any("offset 0 blocks" in reason for reason in health.not_ready(run.runtime))
+            else:
+                await until(lambda c=consumer: len(c.asked) > 20)  # type: ignore[misc]
+                assert health.not_ready(run.runtime) == []
+            release.set()
+            await until(lambda c=consumer: c.stored.get(T0) == Committed(2, ""))  # type: ignore[misc]
+            await until(lambda r=run: not health.not_ready(r.runtime))  # type: ignore[misc]
+            await run.stop()
+        lines = [r for r in caplog.records if "has blocked the commit" in r.getMessage()]
+        assert len(lines) == (1 if limit_ms else 0), looks
+
+
+async def test_a_fetcher_that_died_in_silence_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is delivered although the log grows: after some looks the consumer counts as dead."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    monkeypatch.setattr(watchdog, "_QUIET_CHECK_SECONDS", 0.01)
+    first = FakeConsumer(log("t", "a", "b"))
+    second = FakeConsumer(first.logs, stored=first.stored)
+
+    async def silent(wanted: object, max_records: int, timeout_ms: int) -> list[object]:
+        await asyncio.sleep(0.001)
+        return []
+
+    first.fetch = silent  # type: ignore[method-assign, assignment]
+    async with Running(first, handler(nothing), more=[second]) as run:
+        await until(lambda: second.stored.get(T0) == Committed(2, ""))
+        assert run.runtime.state.counters.consumer_replacements == 1
+        await run.stop()
+
+
+async def test_a_fetch_that_never_returns_is_a_dead_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liveness turns red and the consumer is replaced."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    monkeypatch.setattr(watchdog.Watchdog, "stall_seconds", 0.2)
+    first = FakeConsumer(log("t", "a", "b"))
+    second = FakeConsumer(first.logs, stored=first.stored)
+
+    async def hangs(wanted: object, max_records: int, timeout_ms: int) -> list[object]:
+        await asyncio.Event().wait()
+        return []
+
+    first.fetch = hangs  # type: ignore[method-assign, assignment]
+    async with Running(first, handler(nothing), more=[second]) as run:
+        await until(lambda: second.stored.get(T0) == Committed(2, ""))
+        await run.stop()
