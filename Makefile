@@ -59,7 +59,7 @@ contracts: $(STAMP)  ## import-linter: who may import whom
 
 docs: $(STAMP)  ## build the site into site/; fails on a dead link or a page that is not current
 	@$(BIN)/python docs/generate.py --check
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pages: $(STAMP)  ## write the generated pages: settings and metrics
 	@$(BIN)/python docs/generate.py

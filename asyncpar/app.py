@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import inspect
 import logging
 import os
 import sys
@@ -23,10 +22,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import ModuleType, TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import asyncpar
-from asyncpar.core.backpressure import Limits
+from asyncpar.assembly import client_version, kafka_consumers, runtime_config
+from asyncpar.discovery import handler_functions
 from asyncpar.errors import AsyncparError, ConfigurationError, EngineError, PortInUseError
 from asyncpar.groups import DeclaredGroup, Threads, build_handlers, declare_groups
 from asyncpar.metrics import MetricsSnapshot, SnapshotBuilder
@@ -34,7 +34,6 @@ from asyncpar.middleware import Middleware
 from asyncpar.ports import ConsumerFactory
 from asyncpar.records import TopicPartition
 from asyncpar.runtime import health, snapshots
-from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import Settings
 from asyncpar.settings_checks import check_names
@@ -187,9 +186,9 @@ class App:
 
     def _runtime(self, group: DeclaredGroup, state: object, threads: Threads) -> GroupRuntime:
         handlers = build_handlers(group, state, self._middlewares, threads)
-        consumers = self._consumers or _kafka_consumers(self.settings)
+        consumers = self._consumers or kafka_consumers(self.settings)
         return GroupRuntime(
-            group.name, handlers, group.subscription, _runtime_config(self.settings), consumers
+            group.name, handlers, group.subscription, runtime_config(self.settings), consumers
         )
 
     async def _run_groups(self, until_end: bool, on_started: Callable[[], None] | None) -> None:
@@ -261,7 +260,7 @@ class App:
 
     # -- embedding ---------------------------------------------------------------------------
 
-    async def __aenter__(self) -> App:
+    async def __aenter__(self) -> Self:
         """Start in a task of its own and return when every group has connected.
 
         Enters no cancel scope in the caller's task: the host may enter and leave in different tasks.
@@ -313,7 +312,7 @@ class App:
             _log.error("app %s ended with an error: %s", self.name, failure)
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, host: object = None) -> AsyncIterator[None]:
+    async def lifespan(self, host: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - the host passes itself
         """For `FastAPI(lifespan=app.lifespan)` and Starlette: runs while the host does."""
         async with self:
             yield
@@ -352,7 +351,7 @@ class App:
             snapshots.add_metrics(builder, runtime)
         builder.add("loop_lag_seconds", (), self._loop_lag())
         python = ".".join(map(str, sys.version_info[:3]))
-        builder.add("build_info", (asyncpar.__version__, _client_version(), python), 1)
+        builder.add("build_info", (asyncpar.__version__, client_version(), python), 1)
         return builder.snapshot()
 
     # -- HTTP --------------------------------------------------------------------------------
@@ -398,52 +397,3 @@ def _including(
         return include
 
     return declaring
-
-
-def handler_functions(module: ModuleType) -> list[Callable[..., Any]]:
-    """The functions defined in `module` that `@topic` decorates, in the order of their definition."""
-    return [
-        function
-        for function in vars(module).values()
-        if inspect.isfunction(function) and function.__module__ == module.__name__ and specs_of(function)
-    ]
-
-
-def _runtime_config(settings: Settings) -> RuntimeConfig:
-    return RuntimeConfig(
-        limits=Limits(
-            settings.max_in_flight,
-            settings.max_in_flight_per_partition,
-            settings.max_in_flight_bytes,
-            settings.poll_batch_size,
-        ),
-        offset_reset=settings.offset_reset,
-        session_timeout_ms=settings.session_timeout_ms,
-        commit_every=settings.commit_every,
-        commit_interval_ms=settings.commit_interval_ms,
-        max_revoke_grace_ms=settings.max_revoke_grace_ms,
-        shutdown_drain_timeout_ms=settings.shutdown_drain_timeout_ms,
-        max_blocking_duration_ms=settings.max_blocking_duration_ms,
-    )
-
-
-def _kafka_consumers(settings: Settings) -> ConsumerFactory:
-    from asyncpar.adapters.aiokafka_config import ClientConfig
-    from asyncpar.adapters.aiokafka_consumer import AiokafkaConsumer
-
-    names = [name for name in ClientConfig.__dataclass_fields__ if hasattr(settings, name)]
-    values = {name: _plain(getattr(settings, name)) for name in names}
-    config = ClientConfig(**values)
-    return lambda group: AiokafkaConsumer(config, group)
-
-
-def _plain(value: Any) -> Any:
-    """A secret's text; anything else as it is."""
-    reveal = getattr(value, "get_secret_value", None)
-    return value if reveal is None else reveal()
-
-
-def _client_version() -> str:
-    import aiokafka
-
-    return f"aiokafka {aiokafka.__version__}"

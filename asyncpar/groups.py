@@ -75,7 +75,8 @@ def declare_groups(specs: Sequence[TopicSpec], loaded: Loaded) -> list[DeclaredG
         group = spec.group or loaded.settings.group
         if not group:
             raise ConfigurationError(
-                f"{spec.where}: no consumer group; give --group, ASYNCPAR_GROUP, App(group=...) or @topic(group=...)"
+                f"{spec.where}: no consumer group; give --group, ASYNCPAR_GROUP, "
+                "App(group=...) or @topic(group=...)"
             )
         by_group.setdefault(group, []).append(_declare(spec, group, loaded.settings))
     for group, handlers in by_group.items():
@@ -86,9 +87,7 @@ def declare_groups(specs: Sequence[TopicSpec], loaded: Loaded) -> list[DeclaredG
     ]
 
 
-def _with_tables(
-    specs: Sequence[TopicSpec], tables: Mapping[str, Mapping[str, object]]
-) -> list[TopicSpec]:
+def _with_tables(specs: Sequence[TopicSpec], tables: Mapping[str, Mapping[str, object]]) -> list[TopicSpec]:
     names = {spec.name for spec in specs}
     for name in tables:
         if name not in names:
@@ -186,7 +185,7 @@ def _key_of(spec: TopicSpec) -> Callable[[str, RawRecord], Hashable] | None:
     return _with_keyless(custom, spec)
 
 
-def _own_key(topic: str, record: RawRecord) -> bytes | None:
+def _own_key(_topic: str, record: RawRecord) -> bytes | None:
     return record.key
 
 

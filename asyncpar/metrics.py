@@ -143,7 +143,9 @@ REGISTRY: tuple[Metric, ...] = (
     ),
     Metric("rebalances_total", "counter", ("group", "kind"), "Rebalances: assigned, revoked, lost."),
     Metric("rebalance_seconds", "histogram", _G, "Time spent draining in a revoke."),
-    Metric("stragglers_total", "counter", ("group", "kind"), "Handlers that outlived a revoke: left, adopted."),
+    Metric(
+        "stragglers_total", "counter", ("group", "kind"), "Handlers that outlived a revoke: left, adopted."
+    ),
     Metric("stale_completions_total", "counter", _G, "Completions of an older generation, dropped."),
     Metric("redelivered_total", "counter", _G, "Records delivered again and known to be done: not run."),
     Metric("lease_closed", "gauge", _G, "1 while nothing starts because heartbeats are not answered."),

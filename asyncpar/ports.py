@@ -45,9 +45,7 @@ class AssignmentListener(Protocol):
 class RecordSource(Protocol):
     """Where records come from. Only the poller calls `fetch`, one call at a time, never cancelled."""
 
-    async def fetch(
-        self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int
-    ) -> list[Chunk]:
+    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
         """Records of `wanted` only, `max_records` at most in all; [] when nothing came in time.
 
         With an empty `wanted` it keeps the member alive for up to `timeout_ms` and returns [].

@@ -15,8 +15,8 @@ from asyncpar.topics import TopicSpec
 
 _COLUMNS = ("handler", "topics", "group", "order", "executor", "concurrency", "attempts", "tombstones")
 _AT_LEAST_ONCE = (
-    "At least once: an offset is committed only when every record below it is done. After a crash, records that "
-    "were in flight, or were done since the last commit, run again."
+    "At least once: an offset is committed only when every record below it is done. After a crash, records "
+    "that were in flight, or were done since the last commit, run again."
 )
 _COMMITS = (
     "Commits: after {} ms or {} records done, whichever is first, and when partitions are taken away or the "

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asyncpar.errors import ConfigurationError, EngineError
+from asyncpar.errors import ConfigurationError, DrainIncompleteError, EngineError
 
 if TYPE_CHECKING:
     from asyncpar.app import App
@@ -116,11 +116,11 @@ def _configure_logging(view: View) -> None:
 
 async def _run(request: DemoRequest, view: View) -> int:
     with _signals() as signals:
-        async with _place(request, view) as place:
+        async with _place(request) as place:
             return await _Demo(request, view, signals, place).run()
 
 
-def _place(request: DemoRequest, view: View) -> AbstractAsyncContextManager[Place]:
+def _place(request: DemoRequest) -> AbstractAsyncContextManager[Place]:
     from asyncpar.cli import demo_cluster
 
     if request.bootstrap_servers is None:
@@ -129,7 +129,6 @@ def _place(request: DemoRequest, view: View) -> AbstractAsyncContextManager[Plac
     def warn(text: str) -> None:
         print(f"asyncpar: warning: {text}", file=sys.stderr)
 
-    view.title = request.bootstrap_servers
     return demo_cluster.existing(request.bootstrap_servers, warn)
 
 
@@ -188,7 +187,10 @@ class _Demo:
                 undrained = await self._course()
         finally:
             await self._end()
-        await self._running
+        try:
+            await self._running
+        except DrainIncompleteError as error:
+            undrained = undrained or str(error)
         return await self._verdict(undrained)
 
     async def _course(self) -> str:

@@ -75,7 +75,7 @@ class _Book:
         "jumps",
         "last_place",
         "overlaps",
-        "reached",
+        "position",
         "running",
         "stored_wrongly",
     )

@@ -1,6 +1,7 @@
 """The docs page of all settings, written from the settings themselves.
 
-`python -m asyncpar.cli.settings_page` prints `docs/settings.md`; a test compares the two. Nothing about a knob is written here.
+`python -m asyncpar.cli.settings_page` prints `docs/settings.md`; a test compares the two.
+Nothing about a knob is written here.
 """
 
 from __future__ import annotations

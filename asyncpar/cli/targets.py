@@ -221,7 +221,8 @@ def _made(value: object, module: ModuleType, attribute: str, target: str) -> App
 
 def _only_app(module: ModuleType, target: str) -> Found:
     """The single App of a module, else its bare `@topic` functions in an implicit App."""
-    from asyncpar.app import App, handler_functions
+    from asyncpar.app import App
+    from asyncpar.discovery import handler_functions
 
     apps: dict[int, tuple[str, App]] = {}
     for name, value in vars(module).items():
@@ -254,7 +255,8 @@ def _only_app(module: ModuleType, target: str) -> Found:
 
 def _left_out(module: ModuleType, app: App) -> tuple[str, ...]:
     """A sentence about the module's handlers that no App of the module includes, or nothing."""
-    from asyncpar.app import App, handler_functions
+    from asyncpar.app import App
+    from asyncpar.discovery import handler_functions
 
     apps = [value for value in vars(module).values() if isinstance(value, App)] or [app]
     included = {id(spec.function) for each in (*apps, app) for spec in each.handlers}

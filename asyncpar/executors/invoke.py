@@ -131,7 +131,7 @@ def _with_middlewares(name: str, attempt: Attempt, middlewares: Sequence[Middlew
             return Outcome(Verdict.SKIPPED, skipped)
         except DecodeError as error:
             return Outcome(Verdict.UNDECODABLE, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a middleware gets every failure as an outcome
             return Outcome(Verdict.FAILED, error)
         except SystemExit as error:
             return Outcome(Verdict.FAILED, HandlerFailedError(f"the handler called exit: {error!r}"))

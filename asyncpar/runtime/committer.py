@@ -11,7 +11,15 @@ import asyncio
 from collections.abc import Callable
 
 from asyncpar.core.assignment import Partition
-from asyncpar.core.commits import MIN_SPACING_SECONDS, CommitClock, Consequence, Draft, by_partition, drafts, settle
+from asyncpar.core.commits import (
+    MIN_SPACING_SECONDS,
+    CommitClock,
+    Consequence,
+    Draft,
+    by_partition,
+    drafts,
+    settle,
+)
 from asyncpar.errors import AuthorizationError
 from asyncpar.ports import OffsetStore
 from asyncpar.records import CommitAnswer

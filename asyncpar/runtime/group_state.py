@@ -128,7 +128,9 @@ class GroupState:
             return f"topic {topic} is assigned to group {self.group}, but no handler takes it"
         if len(pools) > 1 and any(pool.handler.match is None for pool in pools):
             names = " and ".join(pool.handler.name for pool in pools)
-            return f"topic {topic} fits the patterns of several handlers ({names}); give each a match= predicate"
+            return (
+                f"topic {topic} fits the patterns of several handlers ({names}); give each a match= predicate"
+            )
         return None
 
     def ready_queues(self) -> list[ReadyQueue]:
@@ -137,9 +139,7 @@ class GroupState:
 
     # -- opening -----------------------------------------------------------------------------
 
-    def open(
-        self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True
-    ) -> None:
+    def open(self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True) -> None:
         """`partition` begins at `start` with `runs` done above it; stragglers of it lock their keys.
 
         `may_adopt` False: offsets mean other records than before (the log was truncated).
@@ -164,7 +164,8 @@ class GroupState:
         if isinstance(runs, Ignored):
             count(self.counters.metadata_ignored, runs.value)
             self.log.warning(
-                "%s: commit metadata at offset %d is %s and was ignored; records above that offset may run twice",
+                "%s: commit metadata at offset %d is %s and was ignored; "
+                "records above that offset may run twice",
                 tp,
                 committed.offset,
                 runs.value,
@@ -180,7 +181,8 @@ class GroupState:
         if partition is None or not partition.is_open or not chunk.records:
             return 0
         tracker, queues = partition.tracker, partition.queues
-        assert tracker is not None and queues is not None
+        assert tracker is not None
+        assert queues is not None
         before = tracker.redelivered
         fresh = tracker.admit(chunk.records)
         self.counters.redelivered += tracker.redelivered - before
@@ -219,7 +221,7 @@ class GroupState:
                     return True
         except DecodeError as error:
             return self._settle_undecodable(partition, pool, record, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a user's predicate may raise anything
             refused = DecodeError(f"match= of handler {pool.handler.name} raised {error!r}")
             return self._settle_undecodable(partition, pool, record, refused)
         return self._settle_unmatched(partition, pools, record)

@@ -33,7 +33,11 @@ class Poller:
     """Fetches for one group until `close()`."""
 
     def __init__(
-        self, state: GroupState, source: RecordSource, reset: ResetPositions, fatal: Callable[[BaseException], None]
+        self,
+        state: GroupState,
+        source: RecordSource,
+        reset: ResetPositions,
+        fatal: Callable[[BaseException], None],
     ) -> None:
         self._state = state
         self._source = source

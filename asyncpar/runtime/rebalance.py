@@ -20,7 +20,7 @@ from asyncpar.records import Committed, GroupToken, TopicPartition
 from asyncpar.runtime.committer import Committer
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.tally import count
-from asyncpar.runtime.workers import Worker
+from asyncpar.runtime.worker import Worker
 
 _CANCEL_SECONDS = 0.5
 _COMMIT_SECONDS = 1.5
@@ -84,7 +84,9 @@ class Rebalancer:
                 tries += 1
                 if tries == _SLOW_AFTER_TRIES:
                     self._state.log.warning(
-                        "group %s: committed offsets cannot be read (%s); trying again", self._state.group, error
+                        "group %s: committed offsets cannot be read (%s); trying again",
+                        self._state.group,
+                        error,
                     )
                 await asyncio.sleep(min(_MAX_RETRY_SECONDS, _RETRY_SECONDS * 2 ** min(tries, 8)))
 

@@ -23,7 +23,7 @@ def resume(coroutine: Coroutine[Any, Any, Any], waiting_for: Any) -> Generator[A
         except GeneratorExit:
             coroutine.close()
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - all of it belongs to the coroutine
             try:
                 waiting_for = coroutine.throw(error)
             except StopIteration as end:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from asyncpar.core.assignment import State
@@ -56,6 +56,7 @@ class GroupRuntime:
         self._hurry = asyncio.Event()
         self._fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._replaced_at: deque[float] = deque()
+        self._abandoned: list[str] = []
         self._owners: set[asyncio.Task[None]] = set()
         self.started = asyncio.Event()
         """Set when the consumer has connected and subscribed."""
@@ -73,7 +74,10 @@ class GroupRuntime:
             self._hurry.set()
 
     def retry_halted(self, tp: TopicPartition) -> None:
-        """Run a halted partition's records again. KeyError when it is not assigned, ValueError when not halted."""
+        """Run a halted partition's records again.
+
+        KeyError when it is not assigned, ValueError when it is not halted.
+        """
         partition = self.state.partitions[tp]
         if partition.state is not State.HALTED:
             raise ValueError(f"{tp} is {partition.state.value}, not halted")
@@ -81,13 +85,8 @@ class GroupRuntime:
         self.session.rebalancer.retry_halted(partition)
 
     def unfinished(self) -> list[str]:
-        """Names of the calls that still run."""
-        return [
-            f"{pool.handler.name} on {worker.vp.queues.partition} offset {worker.record.offset}"
-            for pool in self.state.pools
-            for worker in pool.busy()
-            if worker.vp is not None and worker.record is not None
-        ]
+        """Names of the calls that still run, those in threads that nobody waits for any more included."""
+        return [*self._abandoned, *_names_of_calls(self.state.pools)]
 
     # -- the life ----------------------------------------------------------------------------
 
@@ -120,11 +119,14 @@ class GroupRuntime:
     def _judge(self, drained: bool, until_end: bool) -> None:
         halted = self._halted_at_end
         if until_end and halted:
-            raise DrainIncompleteError(f"halted before the end: {', '.join(halted)}; see the errors logged above")
+            raise DrainIncompleteError(
+                f"halted before the end: {', '.join(halted)}; see the errors logged above"
+            )
         if not drained:
             left = ", ".join(self.unfinished()) or "the last commit was not acknowledged"
             raise DrainIncompleteError(
-                f"group {self.state.group} stopped with work unfinished ({left}); it runs again after a restart"
+                f"group {self.state.group} stopped with work unfinished ({left}); "
+                "it runs again after a restart"
             )
 
     def _own(self, pool: HandlerPool) -> None:
@@ -247,10 +249,14 @@ class GroupRuntime:
         if not owners:
             return
         _, running = await asyncio.wait(owners, timeout=_POOL_END_SECONDS)
+        # Cancelling a worker ends the wait for its thread, not the thread: it must be named all the same.
+        abandoned = _names_of_calls(pool for pool in self.state.pools if pool.handler.executor == "thread")
         for owner in running:
             owner.cancel()
         if running:
             await asyncio.wait(running, timeout=_POOL_END_SECONDS)
+        still_named = set(_names_of_calls(self.state.pools))
+        self._abandoned = [name for name in abandoned if name not in still_named]
 
     _halted_at_end: Sequence[str] = ()
 
@@ -280,3 +286,13 @@ class GroupRuntime:
             ):
                 self._stop.set()
                 return
+
+
+def _names_of_calls(pools: Iterable[HandlerPool]) -> list[str]:
+    """The calls that run in `pools`, by handler, partition and offset."""
+    return [
+        f"{pool.handler.name} on {worker.vp.queues.partition} offset {worker.record.offset}"
+        for pool in pools
+        for worker in pool.busy()
+        if worker.vp is not None and worker.record is not None
+    ]

@@ -83,7 +83,10 @@ class Session:
         return self._polling is not None and not self._polling.done()
 
     async def drain(self, deadline: float, hurry: asyncio.Event) -> bool:
-        """Let what runs end (`hurry`: cancel it now), commit; True when nothing was cut off and all is stored."""
+        """Let what runs end and commit it; True when nothing was cut off and all is stored.
+
+        `hurry` cancels what runs at once.
+        """
         partitions = list(self._state.partitions.values())
         drained = await self.rebalancer.drain(partitions, deadline, hurry)
         stored = True

@@ -9,7 +9,8 @@ from asyncpar.metrics import SnapshotBuilder
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.runtime import GroupRuntime
-from asyncpar.runtime.workers import HandlerPool, Worker
+from asyncpar.runtime.worker import Worker
+from asyncpar.runtime.workers import HandlerPool
 from asyncpar.status import GroupStatus, HandlerStatus, PartitionStatus
 
 
@@ -40,7 +41,7 @@ def partition_status(runtime: GroupRuntime, partition: Partition) -> PartitionSt
     state, tracker = runtime.state, partition.tracker
     now = state.clock.monotonic()
     blocking = None if tracker is None else tracker.blocking_offset
-    running = [worker for worker in _running(state, partition)]
+    running = _running(state, partition)
     parked = _parked(state, partition)
     runs = [] if tracker is None else tracker.done_runs()
     log_end, held_back = _log_end(runtime, partition.tp)

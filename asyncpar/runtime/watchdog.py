@@ -75,7 +75,7 @@ class Watchdog:
 
     @property
     def stall_seconds(self) -> float:
-        """A fetch may take this long: it waits out rebalances, the longest of which is bounded by the grace."""
+        """A fetch may take this long: it waits out rebalances, which the grace bounds."""
         return max(_STALL_SECONDS, 2 * (self._state.config.max_revoke_grace_ms / 1000 + 10))
 
     def _judge_blocking(self, partition: Partition, now: float) -> None:
@@ -117,7 +117,10 @@ class Watchdog:
         if queues is None or state.lease_closed or state.stopping or offset >= queues.start_below:
             return False
         for pool in state.pools:
-            if any(vp.head is not None and vp.queues is queues and vp.head.offset == offset for vp in pool.queue.ready):
+            if any(
+                vp.head is not None and vp.queues is queues and vp.head.offset == offset
+                for vp in pool.queue.ready
+            ):
                 return len(pool.busy()) < pool.handler.concurrency
         return False
 
@@ -150,6 +153,9 @@ class Watchdog:
             seen[tp] = (position, checks)
             if checks > _QUIET_CHECKS:
                 self._dead(
-                    EngineError(f"{tp}: nothing was delivered from offset {position} although the log ends at {ends[tp]}")
+                    EngineError(
+                        f"{tp}: nothing was delivered from offset {position}, "
+                        f"although the log ends at {ends[tp]}"
+                    )
                 )
         self._positions = seen

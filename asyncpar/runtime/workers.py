@@ -22,50 +22,16 @@ from collections.abc import Iterator
 from asyncpar.core.failures import Action, decide
 from asyncpar.core.virtual_partitions import ReadyQueue, VirtualPartition
 from asyncpar.errors import DecodeError, HandlerFailedError, RecordSkipped
-from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
+from asyncpar.records import RawRecord, TopicPartition, Verdict
+from asyncpar.runtime.failure_log import FailureLog, brief
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.resume import resume
 from asyncpar.runtime.tally import Tally
+from asyncpar.runtime.worker import Interrupted, Worker
 
 _YIELD_SECONDS = 0.005
 _SAMPLE_MASK = 31
-_FAILURE_LOG_SECONDS = 1.0
-
-
-class _Interrupted(Exception):  # noqa: N818 - not an error: the record was not settled
-    """The attempt was ended by us or from outside; it counts for nothing."""
-
-    def __init__(self, worker_ends: bool) -> None:
-        self.worker_ends = worker_ends
-
-
-class Worker:
-    """One slot: its task, and what it runs now."""
-
-    __slots__ = ("cancel_reason", "finished", "record", "started", "task", "vp", "wake")
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.vp: VirtualPartition | None = None
-        self.record: RawRecord | None = None
-        self.started = 0.0
-        self.cancel_reason: str | None = None
-        self.wake: asyncio.Future[None] | None = None
-        self.finished: asyncio.Future[None] | None = None
-        """Set by whoever waits for the end of the running record."""
-
-    def cancel(self, reason: str) -> None:
-        """Cancel what runs, for `reason`; nothing when nothing runs."""
-        if self.vp is not None and self.task is not None and self.cancel_reason is None:
-            self.cancel_reason = reason
-            self.task.cancel()
-
-    def when_finished(self) -> asyncio.Future[None]:
-        """Done when the record that runs now has ended."""
-        if self.finished is None:
-            self.finished = asyncio.get_running_loop().create_future()
-        return self.finished
 
 
 class HandlerPool:
@@ -84,8 +50,7 @@ class HandlerPool:
         self._spawn = asyncio.Event()
         self._closing = False
         self._pristine = contextvars.copy_context()
-        self._next_failure_log = float("-inf")
-        self._unlogged_failures = 0
+        self._failures = FailureLog(state.log, handler.name)
 
     # -- seen from outside -------------------------------------------------------------------
 
@@ -224,10 +189,10 @@ class HandlerPool:
                     yielded = clock()
                 if judged:
                     verdict, error = result.verdict, result.error
-            except BaseException as raised:
+            except BaseException as raised:  # noqa: BLE001 - sorted by _classify
                 try:
                     verdict, error = self._classify(me, task, raised)
-                except _Interrupted as interrupted:
+                except Interrupted as interrupted:
                     self._unsettled(me, vp, offset)
                     if interrupted.worker_ends:
                         raise asyncio.CancelledError from None
@@ -275,13 +240,13 @@ class HandlerPool:
         """True when a handler left a context variable behind (a comparison that raises counts)."""
         try:
             return contextvars.copy_context() != home
-        except Exception:
+        except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
             return True
 
     def _classify(
         self, me: Worker, task: asyncio.Task[None], raised: BaseException
     ) -> tuple[Verdict, BaseException]:
-        """What an exception out of a handler means. Raises _Interrupted when it settles nothing."""
+        """What an exception out of a handler means. Raises Interrupted when it settles nothing."""
         if isinstance(raised, RecordSkipped):
             return Verdict.SKIPPED, raised
         if isinstance(raised, DecodeError):
@@ -290,9 +255,9 @@ class HandlerPool:
             return Verdict.FAILED, raised
         if isinstance(raised, asyncio.CancelledError):
             if me.cancel_reason is not None:
-                raise _Interrupted(worker_ends=False)
+                raise Interrupted(worker_ends=False)
             if task.cancelling():
-                raise _Interrupted(worker_ends=True)
+                raise Interrupted(worker_ends=True)
             return Verdict.FAILED, raised
         if isinstance(raised, SystemExit):
             return Verdict.FAILED, HandlerFailedError(f"the handler called exit: {raised!r}")
@@ -349,7 +314,7 @@ class HandlerPool:
             tally.undecodable += 1
         else:
             tally.failed += 1
-            self._log_failure(queues.partition, offset, attempt, error)
+            self._failures.note(queues.partition, offset, attempt, error, state.clock.monotonic())
         decision = decide(self.handler.rules, verdict, attempt, state.clock.uniform())
         if offset not in queues.unfinished:
             state.late_completion(vp, offset, ok=decision.action is Action.DONE)
@@ -366,35 +331,13 @@ class HandlerPool:
             return
         partition = state.partitions[queues.partition]
         what = "could not be decoded" if verdict is Verdict.UNDECODABLE else f"failed {attempt} times"
-        state.halt(partition, f"offset {offset}: {what} in handler {self.handler.name}: {_brief(error)}")
+        state.halt(partition, f"offset {offset}: {what} in handler {self.handler.name}: {brief(error)}")
 
     def _finish(self, vp: VirtualPartition) -> None:
         """The head is done; where handlers share a topic, the next one may be another's."""
         route = vp.queues.finish(vp)
         if route is not None and route is not self.queue:
             self.state.wake(route)
-
-    def _log_failure(
-        self, partition: TopicPartition, offset: int, attempt: int, error: BaseException | None
-    ) -> None:
-        """One line a second per handler at most, with the number of those left out."""
-        now = self.state.clock.monotonic()
-        if now < self._next_failure_log:
-            self._unlogged_failures += 1
-            return
-        self._next_failure_log = now + _FAILURE_LOG_SECONDS
-        left_out, self._unlogged_failures = self._unlogged_failures, 0
-        more = f" ({left_out} more failures since the last line)" if left_out else ""
-        self.state.log.warning(
-            "handler %s failed on %s offset %d, attempt %d: %s%s",
-            self.handler.name,
-            partition,
-            offset,
-            attempt,
-            _brief(error),
-            more,
-            exc_info=error,
-        )
 
     def _sample(self, tally: Tally, tp: TopicPartition, record: RawRecord, started: float) -> None:
         """Waiting time and end-to-end latency, of one record in 32."""
@@ -403,10 +346,3 @@ class HandlerPool:
             tally.queue_wait.add(started - arrived)
         if record.timestamp > 0:
             tally.end_to_end.add(self.state.clock.wall() - record.timestamp / 1000)
-
-
-def _brief(error: BaseException | None) -> str:
-    if error is None:
-        return "no reason given"
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

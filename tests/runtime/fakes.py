@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from asyncpar.core.backpressure import Limits
 from asyncpar.core.failures import FailureRules
@@ -83,9 +83,7 @@ class FakeConsumer:
         assert self.listener is not None
         self.listener.lost(frozenset(self.logs))
 
-    async def fetch(
-        self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int
-    ) -> list[Chunk]:
+    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
         """See the port."""
         self.asked.append(frozenset(wanted))
         if self.fetch_errors:
@@ -187,7 +185,10 @@ def log(topic: str, *keys: str, partition: int = 0, start: int = 0) -> dict[Topi
 
 
 def handler(
-    function: Callable[[RawRecord], Awaitable[object]], *topics: str, attempts: int | None = None, **values: Any
+    function: Callable[[RawRecord], Awaitable[object]],
+    *topics: str,
+    attempts: int | None = None,
+    **values: Any,
 ) -> Handler:
     """A handler that gets the raw record."""
     rules = FailureRules(attempts, 1, 5, skip_undecodable=values.pop("skip_undecodable", False))
@@ -207,7 +208,11 @@ def handler(
 
 def config(**values: Any) -> RuntimeConfig:
     """Small and quick."""
-    quick: dict[str, Any] = {"commit_interval_ms": 50, "max_revoke_grace_ms": 200, "shutdown_drain_timeout_ms": 2000}
+    quick: dict[str, Any] = {
+        "commit_interval_ms": 50,
+        "max_revoke_grace_ms": 200,
+        "shutdown_drain_timeout_ms": 2000,
+    }
     return RuntimeConfig(**{**quick, **values})
 
 
@@ -234,7 +239,7 @@ class Running:
         )
         self.task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Running:
+    async def __aenter__(self) -> Self:
         self.task = asyncio.create_task(self.runtime.run())
         return self
 

@@ -27,7 +27,7 @@ async def test_a_commit_that_is_not_acknowledged_is_made_again() -> None:
 
 
 async def test_metadata_that_is_too_large_is_left_out_and_the_limit_is_learned() -> None:
-    """The offset is committed all the same, with less metadata, and the next ones start with the learned limit."""
+    """The offset is committed all the same, with less metadata, and the limit holds for the next ones."""
     consumer = FakeConsumer(log("t", "first", "stuck", "a", "b"), answers=[CommitAnswer.METADATA_TOO_LARGE])
     release = asyncio.Event()
 

@@ -54,7 +54,7 @@ async def test_a_missing_right_on_a_topic_ends_the_run() -> None:
 
 
 async def test_a_chunk_that_was_read_in_an_older_life_is_not_let_in() -> None:
-    """A partition that was given back and assigned again during a fetch: its records come from the new position."""
+    """A partition given back and assigned again during a fetch: its records come from the new position."""
     consumer = FakeConsumer(log("t", *(f"k{at}" for at in range(10))))
     seen: list[int] = []
     once = True

@@ -46,7 +46,7 @@ async def test_a_revoke_waits_for_what_runs_and_commits_it_with_the_old_token() 
 
 
 async def test_the_grace_is_used_and_bounded() -> None:
-    """max_revoke_grace_ms changes how long a revoke waits: 0 cancels at once, 300 lets a handler of 50 ms end."""
+    """max_revoke_grace_ms decides: 0 cancels at once, 2000 lets a handler of 50 ms end."""
     for grace_ms, ended in ((0, 0), (2000, 1)):
         consumer = FakeConsumer(log("t", "k"))
         finished = 0
@@ -82,7 +82,7 @@ async def test_the_groups_deadline_beats_the_grace() -> None:
 
 
 async def test_a_straggler_keeps_its_key_locked_and_is_adopted() -> None:
-    """A handler that outlives the revoke and comes back: its record does not run twice, its key waits for it."""
+    """A handler outlives the revoke, the partition comes back: it runs once, and its key waits for it."""
     consumer = FakeConsumer(log("t", "k", "k", "other"))
     release = asyncio.Event()
     runs: list[int] = []
@@ -266,7 +266,7 @@ async def test_offset_reset_error_halts_a_partition_without_a_commit() -> None:
 async def test_a_position_outside_of_the_log_is_reset_by_policy_and_counted(
     policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Retention passed the commit: earliest goes to the beginning, latest to the end, error halts; one ERROR line."""
+    """Retention passed the commit: earliest, latest and error each act, with one ERROR line."""
     consumer = FakeConsumer(
         log("t", *"abcd", start=10),
         stored={T0: Committed(5, "")},
@@ -282,7 +282,11 @@ async def test_a_position_outside_of_the_log_is_reset_by_policy_and_counted(
             assert run.runtime.state.pools[0].completed() == (4 if policy == "earliest" else 0)
         assert run.runtime.state.counters.offset_resets == {"out_of_range": 1}
         await run.stop()
-    lines = [r.getMessage() for r in caplog.records if r.levelname == "ERROR" and "outside of the log" in r.getMessage()]
+    lines = [
+        r.getMessage()
+        for r in caplog.records
+        if r.levelname == "ERROR" and "outside of the log" in r.getMessage()
+    ]
     assert len(lines) == 1 and "t[0]" in lines[0]
 
 

@@ -126,7 +126,9 @@ async def test_exhausted_attempts_halt_the_partition_and_the_others_go_on() -> N
         await until(lambda: T0 in consumer.stored and consumer.stored[T0].offset == 1)
         assert runs == [1, 1, 1]
         assert partitions[T0].in_flight == 0
-        assert "offset 1" in str(partitions[T0].halt_reason) and "ValueError: no" in str(partitions[T0].halt_reason)
+        assert "offset 1" in str(partitions[T0].halt_reason) and "ValueError: no" in str(
+            partitions[T0].halt_reason
+        )
         await run.stop()
 
 
@@ -165,7 +167,11 @@ async def test_an_undecodable_record_halts_at_once_or_is_skipped() -> None:
 
     consumer = FakeConsumer(log("t", "a", "bad", "b"))
     async with Running(consumer, handler(handle)) as run:
-        await until(lambda: bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].state is State.HALTED)
+        await until(
+            lambda: (
+                bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].state is State.HALTED
+            )
+        )
         assert run.runtime.state.pools[0].tally("t").undecodable == 1
         await run.stop()
     consumer = FakeConsumer(log("t", "a", "bad", "b"))
@@ -192,7 +198,11 @@ async def test_a_key_function_that_fails_is_an_undecodable_record_and_loses_no_o
         await run.stop()
     consumer = FakeConsumer(log("t", "a", "bad", "b"))
     async with Running(consumer, handler(handle, key_of=key_of)) as run:
-        await until(lambda: bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].state is State.HALTED)
+        await until(
+            lambda: (
+                bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].state is State.HALTED
+            )
+        )
         await run.stop()
     assert consumer.stored.get(T0, Committed(0, "")).offset <= 1
 

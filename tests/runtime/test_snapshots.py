@@ -32,7 +32,9 @@ async def test_the_status_names_the_blocking_offset_its_reason_and_the_gaps() ->
         assert (status.in_flight, status.running, status.queued) == (2, 1, 1)
         assert (status.log_end, status.true_lag) == (12, 12)
         seen = status.blocking_duration_seconds
-        await until(lambda: snapshots.group_status(run.runtime).partitions[0].blocking_duration_seconds > seen)
+        await until(
+            lambda: snapshots.group_status(run.runtime).partitions[0].blocking_duration_seconds > seen
+        )
         release.set()
         await until(lambda: consumer.stored.get(T0) == Committed(12, ""))
         (status,) = snapshots.group_status(run.runtime).partitions
@@ -54,7 +56,11 @@ async def test_a_parked_record_is_named_as_waiting_for_a_retry() -> None:
     async with Running(consumer, dataclasses.replace(slow, rules=rules)) as run:
         await until(lambda: len(run.runtime.state.parking) == 1)
         (status,) = snapshots.group_status(run.runtime).partitions
-        assert (status.blocking_reason, status.blocking_attempts, status.parked) == ("waiting for a retry", 1, 1)
+        assert (status.blocking_reason, status.blocking_attempts, status.parked) == (
+            "waiting for a retry",
+            1,
+            1,
+        )
         (pool,) = snapshots.group_status(run.runtime).handlers
         assert (pool.parked, pool.failed, pool.running) == (1, 1, 0)
         await run.stop()
@@ -89,7 +95,12 @@ async def test_counters_and_histograms_count_what_happened() -> None:
         builder = SnapshotBuilder()
         snapshots.add_metrics(builder, run.runtime)
         snapshot = builder.snapshot()
-        assert snapshot.value("records_processed_total", group="g", topic="t", handler="handle", outcome="success") == 64
+        assert (
+            snapshot.value(
+                "records_processed_total", group="g", topic="t", handler="handle", outcome="success"
+            )
+            == 64
+        )
         processing = snapshot.value("processing_seconds", group="g", topic="t", handler="handle")
         assert isinstance(processing, Histogram) and sum(processing.counts) == 64
         waits = snapshot.value("queue_wait_seconds", group="g", topic="t", handler="handle")

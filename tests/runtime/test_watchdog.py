@@ -23,7 +23,9 @@ async def test_without_answered_heartbeats_nothing_starts_until_one_is() -> None
     consumer = FakeConsumer(log("t", "a", "b"))
     consumer.lease_stops_at = time.monotonic() - 60
     async with Running(consumer, handler(nothing)) as run:
-        await until(lambda: bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].in_flight == 2)
+        await until(
+            lambda: bool(run.runtime.state.partitions) and run.runtime.state.partitions[T0].in_flight == 2
+        )
         await until(lambda: run.runtime.state.lease_closed)
         assert run.runtime.state.pools[0].completed() == 0
         assert any("heartbeats" in reason for reason in health.not_ready(run.runtime))
@@ -47,7 +49,7 @@ async def test_the_lease_is_the_session_timeout_less_a_margin() -> None:
 async def test_a_blocked_offset_is_warned_of_once_and_turns_readiness_red(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over max_blocking_duration_ms: one line, one reason; both end when the offset is done. 0 turns it off."""
+    """Over max_blocking_duration_ms: one line, one reason, until the offset is done. 0 turns it off."""
     monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
     for limit_ms in (30, 0):

@@ -1,0 +1,53 @@
+"""From settings to the parts that work with them: the runtime's numbers, and the client's consumers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncpar.core.backpressure import Limits
+from asyncpar.ports import ConsumerFactory
+from asyncpar.runtime.config import RuntimeConfig
+from asyncpar.settings import Settings
+
+
+def runtime_config(settings: Settings) -> RuntimeConfig:
+    """The numbers of `settings` that a group's runtime works with."""
+    return RuntimeConfig(
+        limits=Limits(
+            settings.max_in_flight,
+            settings.max_in_flight_per_partition,
+            settings.max_in_flight_bytes,
+            settings.poll_batch_size,
+        ),
+        offset_reset=settings.offset_reset,
+        session_timeout_ms=settings.session_timeout_ms,
+        commit_every=settings.commit_every,
+        commit_interval_ms=settings.commit_interval_ms,
+        max_revoke_grace_ms=settings.max_revoke_grace_ms,
+        shutdown_drain_timeout_ms=settings.shutdown_drain_timeout_ms,
+        max_blocking_duration_ms=settings.max_blocking_duration_ms,
+    )
+
+
+def kafka_consumers(settings: Settings) -> ConsumerFactory:
+    """Makes consumers on aiokafka; the client is imported when the first app is about to run."""
+    from asyncpar.adapters.aiokafka_config import ClientConfig
+    from asyncpar.adapters.aiokafka_consumer import AiokafkaConsumer
+
+    names = [name for name in ClientConfig.__dataclass_fields__ if hasattr(settings, name)]
+    values = {name: _plain(getattr(settings, name)) for name in names}
+    config = ClientConfig(**values)
+    return lambda group: AiokafkaConsumer(config, group)
+
+
+def _plain(value: Any) -> Any:
+    """A secret's text; anything else as it is."""
+    reveal = getattr(value, "get_secret_value", None)
+    return value if reveal is None else reveal()
+
+
+def client_version() -> str:
+    """Name and version of the Kafka client."""
+    import aiokafka
+
+    return f"aiokafka {aiokafka.__version__}"

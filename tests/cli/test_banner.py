@@ -1,0 +1,117 @@
+"""The start banner promises what the settings and handlers say, and nothing else."""
+
+import pytest
+
+from asyncpar import topic
+from asyncpar.app import App
+from asyncpar.cli.banner import banner, banner_fields, chosen_settings, guarantees, handler_table
+from asyncpar.groups import DeclaredGroup
+from asyncpar.settings_sources import Loaded, load
+from asyncpar.topics import Retry
+
+
+@topic("orders", name="bill", concurrency=256, retry=Retry(attempts=5))
+async def bill(body: bytes) -> None:
+    """Ordered by key; tombstones are errors."""
+
+
+@topic(pattern="audit-.*", name="audit", group="auditors", order="unordered")
+def audit(body: bytes | None) -> None:
+    """Unordered, in threads; takes tombstones."""
+
+
+@topic("moves", name="moves", order="partition", tombstones="skip")
+async def moves(body: bytes) -> None:
+    """In the order of the partition; tombstones are skipped."""
+
+
+def _by_first_byte(topic: str, raw: object) -> bytes | None:
+    return b"x"
+
+
+@topic("custom", name="custom", order=_by_first_byte, keyless="error")
+async def custom(body: bytes) -> None:
+    """Ordered by a function."""
+
+
+def _declared(**settings: object) -> tuple[list[DeclaredGroup], Loaded]:
+    app = App(group="billing", **settings)
+    for handler in (bill, audit, moves, custom):
+        app.include(handler)
+    loaded = load(app_values=app.given_settings)
+    app.configure(loaded)
+    return app.groups(), loaded
+
+
+def test_the_table_has_effective_values():
+    """Own values beat settings, settings beat defaults, and each handler shows its group."""
+    groups, _ = _declared(concurrency=7, retry_attempts=3)
+    rows = {line.split("  ")[0]: line for line in handler_table(groups)}
+    assert rows["bill"].split() == ["bill", "orders", "billing", "key", "async", "256", "5", "error"]
+    audit_row = ["audit", "pattern", "audit-.*", "auditors", "unordered", "thread", "7", "3", "given"]
+    assert rows["audit"].split() == audit_row
+    assert rows["moves"].split()[-1] == "skip"
+    assert rows["custom"].split()[3] == "function"
+
+
+def test_order_is_promised_per_handler():
+    """Each handler's order, and that of records without a key, is said in words."""
+    groups, loaded = _declared()
+    text = "\n".join(guarantees(groups, loaded.settings))
+    assert "Order of bill: records of a partition with the same key run one at a time" in text
+    assert "Order of audit: none" in text
+    assert "Order of moves: the records of a partition run one at a time" in text
+    assert "key (from _by_first_byte)" in text
+    assert "A record without a key is an error." in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "committed transactions only; a group without a commit starts at the earliest record"),
+        ({"isolation_level": "read_uncommitted"}, "also those of transactions that are aborted later"),
+        ({"offset_reset": "latest"}, "records that are there already are not read"),
+        ({"offset_reset": "error"}, "ends the run with an error"),
+        ({"commit_every": 7, "commit_interval_ms": 70}, "after 70 ms or 7 records done"),
+    ],
+)
+def test_promises_follow_the_settings(settings: dict[str, object], says: str):
+    """A changed setting changes the sentence about it."""
+    groups, loaded = _declared(**settings)
+    assert any(says in sentence for sentence in guarantees(groups, loaded.settings))
+
+
+def test_only_chosen_settings_are_listed_with_their_origin():
+    """The list has what differs from the defaults, where it came from, and no secret."""
+    loaded = load(
+        cli={"commit_every": "5"},
+        env={
+            "ASYNCPAR_SASL_PASSWORD": "hush-hush",
+            "ASYNCPAR_SASL_USERNAME": "me",
+            "ASYNCPAR_SASL_MECHANISM": "PLAIN",
+            "ASYNCPAR_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        },
+    )
+    lines = chosen_settings(loaded)
+    assert "commit_every = 5 (command line)" in lines
+    assert "sasl_password = *** (variable ASYNCPAR_SASL_PASSWORD)" in lines
+    assert len(lines) == 5
+
+
+def test_no_colour_unless_asked():
+    """Escape sequences appear on a terminal only."""
+    groups, loaded = _declared()
+    assert "\x1b" not in banner("mine", "1.0", groups, loaded, colour=False)
+    assert "\x1b[1m" in banner("mine", "1.0", groups, loaded, colour=True)
+
+
+def test_the_fields_say_the_same():
+    """JSON logs carry guarantees, handlers and chosen settings as data."""
+    groups, loaded = _declared()
+    fields = banner_fields(groups, loaded)
+    assert fields["guarantees"] == guarantees(groups, loaded.settings)
+    handlers = fields["handlers"]
+    assert isinstance(handlers, list)
+    assert handlers[0]["handler"] == "bill"
+    assert handlers[0]["attempts"] == "5"
+    assert fields["differing_settings"] == ["group = billing (App(...))"]
