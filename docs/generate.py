@@ -1,7 +1,7 @@
 """Writes the pages that are made from code: settings and metrics. With `--check` it only compares.
 
-What lives here: which page comes from where, and the page of the metrics. What never does: a name, a default or an
-explanation; those stand in the code. Called by `make pages`, `make docs` and the tests.
+What lives here: which page comes from where, and the page of the metrics. What never does: a name, a
+default or an explanation; those stand in the code. Called by `make pages`, `make docs` and the tests.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ _METRICS_INTRODUCTION = f"""\
 
 <!-- Written by `make pages` from asyncpar/metrics.py. Do not edit. -->
 
-Served at `/metrics` in the Prometheus text format, or in OpenMetrics to a scraper that accepts it. A series lives
-as long as what it describes: those of a partition that was taken away are gone with the next scrape. Counters
-start at 0 with the process.
+Served at `/metrics` in the Prometheus text format, or in OpenMetrics to a scraper that accepts it. A series
+lives as long as what it describes: those of a partition that was taken away are gone with the next scrape.
+Counters start at 0 with the process.
 
-Histograms measure seconds, in {len(HISTOGRAM_BOUNDS)} buckets at powers of two from {HISTOGRAM_BOUNDS[0] * 1e6:.2f}
-microseconds to {HISTOGRAM_BOUNDS[-1]:.0f} seconds. The same values are in `App.metrics()`, without the prefix.
+Histograms measure seconds, in {len(HISTOGRAM_BOUNDS)} buckets at powers of two, from
+{HISTOGRAM_BOUNDS[0] * 1e6:.2f} microseconds to {HISTOGRAM_BOUNDS[-1]:.0f} seconds. `App.metrics()` returns
+the same values, without the prefix.
 
 | metric | kind | labels | what it says |
 |---|---|---|---|

@@ -102,14 +102,14 @@ def _configure_logging(view: View) -> None:
     """Warnings, but for the failures that the demo plans, where they do not tear the picture."""
     from rich.logging import RichHandler
 
-    from asyncpar.cli.demo_app import PartnerOutage
+    from asyncpar.cli.demo_app import PartnerError
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], PartnerOutage))
+        return not (record.exc_info and isinstance(record.exc_info[1], PartnerError))
 
-    handler = (
-        RichHandler(console=view.console, show_path=False) if view.is_live else logging.StreamHandler(sys.stderr)
-    )
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if view.is_live:
+        handler = RichHandler(console=view.console, show_path=False)
     handler.addFilter(is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
@@ -148,7 +148,7 @@ def _signals() -> Iterator[_Signals]:
     """SIGINT and SIGTERM become events while the demo runs."""
     loop, heard = asyncio.get_running_loop(), _Signals()
 
-    def hear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - Python calls it so
+    def hear(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(heard.hear)
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -174,7 +174,9 @@ class _Demo:
         self._place = place
         self._ledger: Ledger = Ledger(keys)
         self._app: App = _app(self._ledger, place)
-        self._load: Load = Load(place.bootstrap_servers, place.topic, self._ledger, keys=keys, rate=request.rate)
+        self._load: Load = Load(
+            place.bootstrap_servers, place.topic, self._ledger, keys=keys, rate=request.rate
+        )
         self._running: asyncio.Task[None]
         self._began = time.monotonic()
         self._handled: deque[tuple[float, int]] = deque(maxlen=_RATE_OVER_MOMENTS)
@@ -219,12 +221,12 @@ class _Demo:
         deadline = None if seconds is None else time.monotonic() + seconds
         while not is_reached():
             self._raise_failure()
-            left = _REFRESH_SECONDS if deadline is None else min(_REFRESH_SECONDS, deadline - time.monotonic())
+            left = _REFRESH_SECONDS if deadline is None else deadline - time.monotonic()
             if left <= 0 or stop.is_set():
                 return False
             await self._view.show(self._moment(phase))
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), left)
+                await asyncio.wait_for(stop.wait(), min(left, _REFRESH_SECONDS))
         await self._view.show(self._moment(phase))
         return True
 
@@ -233,11 +235,14 @@ class _Demo:
             self._running.result()
             raise EngineError("the demo's app ended before it was stopped")
         if self._load.failure is not None:
-            raise EngineError(f"the load failed: {self._load.failure.args[0].str()}; look at the cluster's health")
+            problem = self._load.failure.args[0].str()
+            raise EngineError(f"the load failed: {problem}; look at the cluster's health")
 
     def _has_joined(self) -> bool:
         return any(
-            group.state == "joined" and group.partitions and all(one.state == "open" for one in group.partitions)
+            group.state == "joined"
+            and group.partitions
+            and all(one.state == "open" for one in group.partitions)
             for group in self._app.status().groups
         )
 

@@ -20,8 +20,8 @@ from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
 from asyncpar.topics import Retry, topic
 
-# Which handler takes a key, by how busy the key is. The busiest keys go to the fast handler: a key's records run
-# one after the other, so that a key can bring no more records in a second than its handler can take.
+# Which handler takes a key, by how busy the key is. The busiest keys go to the fast handler: a key's records
+# run one after the other, so that a key can bring no more records in a second than its handler can take.
 _KINDS = ("order", "order", "order", "payment", "order", "email", "order", "payment")
 _REPORTS_FROM = 0.85
 """The least busy keys, from this part of all on, are reports."""
@@ -36,7 +36,7 @@ class Sale:
     number: int
 
 
-class PartnerOutage(Exception):
+class PartnerError(Exception):
     """What the payments handler fails with on purpose."""
 
 
@@ -91,7 +91,7 @@ def _payments(ledger: Ledger) -> Callable[..., object]:
         with ledger.handling(key, sale.number):
             await asyncio.sleep(0.8 if sale.number % _SLOW_EVERY == _SLOW_EVERY - 1 else 0.004)
             if sale.number % _FAILS_EVERY == _FAILS_EVERY - 1 and context.attempt <= 2:
-                raise PartnerOutage("the partner does not answer")
+                raise PartnerError("the partner does not answer")
 
     return payments
 

@@ -102,7 +102,8 @@ def _create(bootstrap_servers: str, name: str) -> None:
         deadline = time.monotonic() + _ANSWER_SECONDS
         while time.monotonic() < deadline:
             found = admin.list_topics(timeout=_ANSWER_SECONDS).topics.get(name)
-            if found is not None and sum(part.leader >= 0 for part in found.partitions.values()) == PARTITIONS:
+            leaders = [] if found is None else [part.leader for part in found.partitions.values()]
+            if len(leaders) == PARTITIONS and min(leaders) >= 0:
                 return
             time.sleep(0.05)
     except KafkaException as error:
@@ -124,8 +125,9 @@ def _remove(bootstrap_servers: str, name: str) -> list[str]:
             _answer(asked)
         except KafkaException as error:
             # A demo that was stopped early has no group.
-            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
-                problems.append(f"{what} {name} could not be removed ({error.args[0].str()}); remove it yourself")
+            cause: KafkaError = error.args[0]
+            if cause.code() != KafkaError.GROUP_ID_NOT_FOUND:
+                problems.append(f"{what} {name} could not be removed ({cause.str()}); remove it yourself")
     return problems
 
 

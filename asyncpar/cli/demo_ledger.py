@@ -188,7 +188,7 @@ class Ledger:
             )
 
     def prove(self) -> Proof:
-        """Compare what was acknowledged with what was handled. Looks at every record: call it once, at the end."""
+        """Compare what was acknowledged with what was handled. Looks at every record: call it at the end."""
         with self._lock:
             books = [(key, self._books[key]) for key in self._keys]
             answers = b"".join(bytes(book.answers) for _, book in books)

@@ -69,6 +69,7 @@ class View:
     title: str = ""
     peaks: Peaks = field(default_factory=Peaks)
     _live: Live | None = None
+    _phase: str = ""
     _next_line: float = 0.0
 
     @property
@@ -93,8 +94,8 @@ class View:
         self.peaks.note(moment)
         if self._live is not None:
             await asyncio.to_thread(self._live.update, picture(self.title, moment), refresh=True)
-        elif moment.seconds >= self._next_line:
-            self._next_line = moment.seconds + _PLAIN_LINE_EVERY_SECONDS
+        elif moment.seconds >= self._next_line or moment.phase != self._phase:
+            self._next_line, self._phase = moment.seconds + _PLAIN_LINE_EVERY_SECONDS, moment.phase
             await asyncio.to_thread(self._print, line(moment))
 
     async def say(self, text: str) -> None:

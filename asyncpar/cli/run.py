@@ -150,12 +150,15 @@ def execute(request: RunRequest, given: Mapping[str, object]) -> int:
 def _announce(app: App, target: str, loaded: Loaded, *, check: bool) -> None:
     """Say what will run: on stdout for `--check`, else where the logs go.
 
-    Raises ConfigurationError for handlers that contradict each other or the settings.
+    Raises ConfigurationError for handlers that contradict each other or the settings, and for `--check` also
+    for what the client would refuse at its start.
     """
+    from asyncpar.assembly import kafka_consumers
     from asyncpar.cli.banner import banner, banner_fields, handler_table
 
     groups = app.groups()
     if check:
+        kafka_consumers(loaded.settings)
         click.echo("\n".join(handler_table(groups)))
     elif loaded.settings.log_format == "json":
         log.info("asyncpar %s runs %s", __version__, target, extra=banner_fields(groups, loaded))

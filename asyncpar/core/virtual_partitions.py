@@ -236,7 +236,7 @@ class Queues:
             del self.by_key[vp.key]
 
     def _drop_waiting(self, vp: VirtualPartition, offset: int) -> None:
-        """Take the record at `offset` out of `vp`; older ones of its key may stand before it (redelivered)."""
+        """Take the record at `offset` out of `vp`; older ones, delivered again, may stand before it."""
         waiting = [record for record in (vp.head, *(vp.rest or ())) if record is not None]
         waiting = [record for record in waiting if record.offset != offset]
         vp.head = waiting[0] if waiting else None

@@ -148,6 +148,15 @@ def test_check_prints_the_handlers_and_needs_no_broker(tmp_path: Path):
     assert row.split()[:3] == ["bill", "orders", "billing"]
 
 
+def test_check_refuses_client_options_that_would_break_a_guarantee(tmp_path: Path):
+    """`--check` finds what the client adapter would refuse at start, without a broker."""
+    option = 'client_options={"enable_auto_commit": true}'
+    ended = asyncpar(write(tmp_path, {"good": GOOD}), "run", "good", "--check", "--set", option)
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "enable_auto_commit" in ended.errors[0]
+
+
 def test_an_unknown_variable_warns_once_and_goes_on(tmp_path: Path):
     """What an orchestrator injects is reported, with a suggestion, and does not stop the run."""
     ended = asyncpar(write(tmp_path, {"good": GOOD}), "run", "good", "--check", ASYNCPAR_GRUOP="x")

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, settings
 
 from asyncpar.core.assignment import Event, Partition
+from asyncpar.core.commits import Consequence, MetadataBudget, draft, settle
+from asyncpar.core.offset_codec import decode
 from asyncpar.core.offsets import OffsetTracker, Run
 from asyncpar.core.virtual_partitions import Queues, ReadyQueue, VirtualPartition
-from asyncpar.records import RawRecord, TopicPartition
+from asyncpar.records import CommitAnswer, Committed, RawRecord, TopicPartition
 
 TP = TopicPartition("orders", 3)
 
@@ -128,3 +130,28 @@ def settle_success(vp: VirtualPartition, inlined: bool = True) -> bool:
     elif vp.key is not None:
         del queues.by_key[vp.key]
     return True
+
+
+def runs_of(committed: Committed) -> list[Run]:
+    """The runs that a commit of `TP` lists as done."""
+    runs = decode(TP, committed.offset, committed.metadata)
+    assert isinstance(runs, list)
+    return runs
+
+
+def commit_until_stored(partition: Partition, budget: MetadataBudget, broker_limit: int) -> Committed | None:
+    """Commit as the committer does, with a broker that refuses long metadata; None when nothing was new."""
+    for _ in range(16):
+        made = draft(partition, budget)
+        if made is None:
+            return None
+        fits = len(made.committed.metadata) <= broker_limit
+        answer = CommitAnswer.ACKNOWLEDGED if fits else CommitAnswer.METADATA_TOO_LARGE
+        if settle(made, answer, budget) is Consequence.STORED:
+            return made.committed
+    raise AssertionError("the broker's limit was not found in 16 refusals")
+
+
+def may_fetch(partition: Partition) -> bool:
+    """What backpressure says while the metadata is near the cap."""
+    return queues_of(partition).start_below > tracker_of(partition).position

@@ -17,7 +17,9 @@ def _in_state(state: State) -> Partition:
     return partition
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)), ids=lambda part: part.value)
+@pytest.mark.parametrize(
+    ("state", "event"), list(itertools.product(State, Event)), ids=lambda part: part.value
+)
 def test_a_step_is_in_the_table_or_an_error(state: State, event: Event) -> None:
     """Every pair either moves along the table or is refused in one line that names all three."""
     partition = _in_state(state)

@@ -23,8 +23,15 @@ def test_the_bound_doubles_up_to_its_limit(attempt: int, seconds: float) -> None
 
 
 @bounded(100)
-@given(st.integers(1, 10_000), st.integers(0, 10_000), st.integers(0, 3_600_000), st.floats(0, 1, exclude_max=True))
-def test_a_delay_is_never_negative_nor_beyond_the_limit(attempt: int, base_ms: int, max_ms: int, u: float) -> None:
+@given(
+    st.integers(1, 10_000),
+    st.integers(0, 10_000),
+    st.integers(0, 3_600_000),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_delay_is_never_negative_nor_beyond_the_limit(
+    attempt: int, base_ms: int, max_ms: int, u: float
+) -> None:
     """Whatever the settings and the chance."""
     assert 0.0 <= exp_full_jitter(attempt, base_ms, max_ms, u) <= max_ms / 1000
 

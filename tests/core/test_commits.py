@@ -1,36 +1,35 @@
-"""Tests of commits: a machine with a broker that answers anything, and named cases."""
+"""Tests of when to commit, what, and what each answer means: named cases (the machine is beside them)."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from asyncpar.core.assignment import Event, Partition
 from asyncpar.core.commits import (
     CommitClock,
     Consequence,
-    Draft,
     MetadataBudget,
     by_partition,
     draft,
     drafts,
     settle,
 )
-from asyncpar.core.offset_codec import MAX_CHARS, decode
-from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET, ReadyQueue, VirtualPartition
+from asyncpar.core.offset_codec import MAX_CHARS
+from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET, ReadyQueue
 from asyncpar.records import CommitAnswer, Committed, TopicPartition
 from tests.core.models import (
     TP,
     FakeRecord,
-    bounded,
+    commit_until_stored,
     deliver,
+    may_fetch,
     offset_of,
     opened,
     queues_of,
     records,
+    runs_of,
     settle_success,
     take,
     take_all,
@@ -38,163 +37,6 @@ from tests.core.models import (
 )
 
 OTHER = TopicPartition("orders", 4)
-
-
-def _runs(committed: Committed) -> list[tuple[int, int]]:
-    runs = decode(TP, committed.offset, committed.metadata)
-    assert isinstance(runs, list)
-    return runs
-
-
-def _commit_until_stored(partition: Partition, budget: MetadataBudget, broker_limit: int) -> Committed | None:
-    """Commit as the committer does, with a broker that refuses long metadata; None when nothing was new."""
-    for _ in range(16):
-        made = draft(partition, budget)
-        if made is None:
-            return None
-        fits = len(made.committed.metadata) <= broker_limit
-        answer = CommitAnswer.ACKNOWLEDGED if fits else CommitAnswer.METADATA_TOO_LARGE
-        if settle(made, answer, budget) is Consequence.STORED:
-            return made.committed
-    raise AssertionError("the broker's limit was not found in 16 refusals")
-
-
-def _may_fetch(partition: Partition) -> bool:
-    """What backpressure says while the metadata is near the cap."""
-    return queues_of(partition).start_below > tracker_of(partition).position
-
-
-class CommitMachine(RuleBasedStateMachine):
-    """One partition, its committer, and a broker that stores, refuses or loses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.handler = ReadyQueue("bill")
-        self.partition = opened(route=self.handler)
-        self.budget = MetadataBudget()
-        self.broker_limit = MAX_CHARS
-        self.stored: Committed | None = None
-        self.pending: tuple[Draft, frozenset[int]] | None = None
-        self.running: list[VirtualPartition] = []
-        self.done: set[int] = set()
-        self.last = -1
-
-    @initialize(limit=st.sampled_from([MAX_CHARS, 300, 100, 64, 40, 21, 15, 0]), learned=st.booleans())
-    def meet_broker(self, limit: int, learned: bool) -> None:
-        """The broker's limit is known already, or is learned from refusals."""
-        self.broker_limit = limit
-        if learned:
-            self.budget.max_chars = limit
-
-    # -- what happens ------------------------------------------------------------------------
-
-    @rule(
-        gaps=st.lists(st.one_of(st.integers(1, 3), st.integers(1, 5_000)), min_size=1, max_size=12),
-        keys=st.sampled_from([[None], [None, b"a"], [b"a", b"b", b"c"]]),
-        in_flight_before=st.booleans(),
-    )
-    def fetch(self, gaps: list[int], keys: list[bytes | None], in_flight_before: bool) -> None:
-        """A chunk arrives; with `in_flight_before` it was asked for before the gate closed."""
-        if not (in_flight_before or _may_fetch(self.partition)):
-            return
-        chunk = []
-        for number, gap in enumerate(gaps):
-            self.last += gap
-            chunk.append(FakeRecord(self.last, keys[number % len(keys)]))
-        deliver(self.partition, chunk)
-
-    @rule(count=st.integers(1, 10))
-    def start(self, count: int) -> None:
-        """Workers take what the gate lets through."""
-        for _ in range(count):
-            vp = take(self.handler)
-            if vp is None:
-                return
-            assert offset_of(vp) < queues_of(self.partition).start_below
-            self.running.append(vp)
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        """A running record succeeds."""
-        vp = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        self.done.add(offset_of(vp))
-        assert settle_success(vp)
-
-    @precondition(lambda self: self.pending is None)
-    @rule()
-    def take_draft(self) -> None:
-        """A commit is taken and sent: what it says is done at this moment."""
-        tracker = tracker_of(self.partition)
-        made = draft(self.partition, self.budget)
-        if made is None:
-            assert self.partition.acknowledged is not None
-            assert self.partition.acknowledged.offset == tracker.hwm
-            return
-        assert made.committed.offset <= min(tracker.unfinished, default=tracker.position)
-        assert len(made.committed.metadata) <= self.budget.max_chars
-        runs = _runs(made.committed)
-        assert runs == tracker.done_runs()[: len(runs)]
-        assert made.truncated is (len(runs) < len(tracker.done_runs()))
-        self.pending = (made, frozenset(tracker.unfinished))
-
-    @precondition(lambda self: self.pending is not None)
-    @rule(answer=st.sampled_from(CommitAnswer), lost_answer=st.booleans())
-    def answer(self, answer: CommitAnswer, lost_answer: bool) -> None:
-        """The broker answers, after more was finished; a lost answer may have been stored."""
-        assert self.pending is not None
-        (made, unfinished_then), self.pending = self.pending, None
-        if len(made.committed.metadata) > self.broker_limit:
-            answer = CommitAnswer.METADATA_TOO_LARGE
-        elif answer is CommitAnswer.METADATA_TOO_LARGE:
-            answer = CommitAnswer.ACKNOWLEDGED
-        before = self.partition.acknowledged
-        consequence = settle(made, answer, self.budget)
-        if answer is CommitAnswer.ACKNOWLEDGED or (answer is CommitAnswer.RETRY and lost_answer):
-            self._store(made.committed, unfinished_then)
-        assert (consequence is Consequence.STORED) is (answer is CommitAnswer.ACKNOWLEDGED)
-        expected = made.committed if answer is CommitAnswer.ACKNOWLEDGED else before
-        assert self.partition.acknowledged == expected
-
-    def _store(self, committed: Committed, unfinished_then: frozenset[int]) -> None:
-        assert self.stored is None or committed.offset >= self.stored.offset
-        assert all(offset >= committed.offset for offset in unfinished_then)
-        for first, end in _runs(committed):
-            assert not any(first <= offset < end for offset in unfinished_then)
-        self.stored = committed
-
-    # -- what always holds -------------------------------------------------------------------
-
-    @invariant()
-    def the_broker_never_has_more_than_is_done(self) -> None:
-        """What is stored passes nothing unfinished, and its runs list nothing unfinished."""
-        tracker = tracker_of(self.partition)
-        if self.stored is not None:
-            assert self.stored.offset <= tracker.hwm
-            assert all(tracker.is_done(first) for first, _ in _runs(self.stored))
-
-    def teardown(self) -> None:
-        """From wherever this stands: run, commit, run; the gate opens and everything gets done."""
-        self.pending = None
-        tracker = tracker_of(self.partition)
-        for _ in range(2 * len(tracker.unfinished) + 4):
-            self.running += take_all(self.handler)
-            while self.running:
-                self.finish_last()
-            _commit_until_stored(self.partition, self.budget, self.broker_limit)
-        assert tracker.unfinished == {}
-        assert queues_of(self.partition).start_below == ANY_OFFSET
-        assert self.partition.acknowledged == Committed(tracker.position, "")
-
-    def finish_last(self) -> None:
-        """The record that was taken last succeeds first."""
-        vp = self.running.pop()
-        self.done.add(offset_of(vp))
-        assert settle_success(vp)
-
-
-CommitMachine.TestCase.settings = bounded(80, 30)
-TestCommits = CommitMachine.TestCase
 
 
 # -- when ------------------------------------------------------------------------------------
@@ -230,7 +72,7 @@ def test_a_draft_is_of_one_moment() -> None:
     settle_success(running[0])
     settle_success(running[3])
     assert made.committed.offset == 0
-    assert _runs(made.committed) == [(1, 2)]
+    assert runs_of(made.committed) == [(1, 2)]
 
 
 def test_what_the_broker_has_is_not_committed_again() -> None:
@@ -239,12 +81,12 @@ def test_what_the_broker_has_is_not_committed_again() -> None:
     partition, budget = opened(route=handler), MetadataBudget()
     deliver(partition, records(0, 1))
     running = take_all(handler)
-    assert _commit_until_stored(partition, budget, MAX_CHARS) == Committed(0, "")
+    assert commit_until_stored(partition, budget, MAX_CHARS) == Committed(0, "")
     assert draft(partition, budget) is None
     settle_success(running[1])
-    stored = _commit_until_stored(partition, budget, MAX_CHARS)
+    stored = commit_until_stored(partition, budget, MAX_CHARS)
     assert stored is not None
-    assert (stored.offset, _runs(stored)) == (0, [(1, 2)])
+    assert (stored.offset, runs_of(stored)) == (0, [(1, 2)])
 
 
 def test_only_partitions_with_offsets_of_their_own_are_committed() -> None:
@@ -275,16 +117,18 @@ def test_a_halted_partition_commits_what_ended_after_its_halt() -> None:
     queues_of(partition).close([handler])
     assert not settle_success(running[2])
     tracker_of(partition).mark_done(2)
-    stored = _commit_until_stored(partition, budget, MAX_CHARS)
+    stored = commit_until_stored(partition, budget, MAX_CHARS)
     assert stored is not None
-    assert (stored.offset, _runs(stored)) == (0, [(1, 3)])
+    assert (stored.offset, runs_of(stored)) == (0, [(1, 3)])
     assert queues_of(partition).start_below == NO_OFFSET
 
 
 # -- answers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [answer for answer in CommitAnswer if answer is not CommitAnswer.ACKNOWLEDGED])
+@pytest.mark.parametrize(
+    "answer", [answer for answer in CommitAnswer if answer is not CommitAnswer.ACKNOWLEDGED]
+)
 def test_only_an_acknowledgement_counts(answer: CommitAnswer) -> None:
     """A commit that was sent is not a commit: any other answer leaves it to be sent again."""
     partition, budget = opened(start=5), MetadataBudget()
@@ -326,11 +170,11 @@ def test_a_broker_that_takes_no_metadata_does_not_slow_the_group(limit: int) -> 
     """Where no run fits there is nothing to keep short: the gate stays open."""
     handler = ReadyQueue("bill")
     partition, budget = opened(route=handler), MetadataBudget()
-    deliver(partition, records(*range(0, 40)))
+    deliver(partition, records(*range(40)))
     running = take_all(handler)
     for done in (1, 3, 5, 7, 9, 11, 13, 30):
         settle_success(running[done])
-        assert _commit_until_stored(partition, budget, limit) in {Committed(0, ""), None}
+        assert commit_until_stored(partition, budget, limit) in {Committed(0, ""), None}
         assert partition.metadata_truncated
     assert queues_of(partition).start_below == ANY_OFFSET
 
@@ -356,7 +200,7 @@ def test_near_the_cap_only_records_below_the_highest_done_offset_start() -> None
     assert len(queues.held) == len(chosen)
     for offset in sorted(running):
         settle_success(running.pop(offset))
-    assert _commit_until_stored(partition, budget, MAX_CHARS) is not None
+    assert commit_until_stored(partition, budget, MAX_CHARS) is not None
     assert queues.start_below == ANY_OFFSET
     assert take(handler) is not None
 
@@ -380,7 +224,7 @@ def test_the_gate_follows_when_what_lies_above_it_is_too_long_by_itself() -> Non
         running = take_all(handler)
         for vp in running:
             settle_success(vp)
-        _commit_until_stored(partition, budget, MAX_CHARS)
+        commit_until_stored(partition, budget, MAX_CHARS)
         drafts_taken += 1
         assert drafts_taken < 10
     assert queues_of(partition).start_below == ANY_OFFSET
@@ -395,12 +239,12 @@ def test_a_restored_gap_near_the_cap_lets_the_fetch_fill_it() -> None:
     budget.max_chars = 80
     assert draft(partition, budget) is not None
     assert partition.metadata_truncated
-    assert _may_fetch(partition)
+    assert may_fetch(partition)
     deliver(partition, records(*range(700)))
     for _ in range(3):
         for vp in take_all(handler):
             settle_success(vp)
-        _commit_until_stored(partition, budget, MAX_CHARS)
+        commit_until_stored(partition, budget, MAX_CHARS)
     assert partition.acknowledged == Committed(700, "")
     assert not partition.metadata_truncated
 

@@ -61,7 +61,7 @@ def _sealed(body: bytes, hwm: int = 0, tp: TopicPartition = TP) -> str:
 # -- round trips -----------------------------------------------------------------------------
 
 
-@bounded(150)
+@bounded(100)
 @given(runs_above())
 def test_any_runs_survive_the_round_trip(case: tuple[int, list[Run]]) -> None:
     """What was encoded untruncated is decoded exactly, in ASCII and within the limit."""
@@ -77,9 +77,9 @@ def test_any_runs_survive_the_round_trip(case: tuple[int, list[Run]]) -> None:
 @given(st.integers(0, 1 << 40), st.lists(st.booleans(), max_size=3_000), st.integers(1, 700))
 def test_dense_patterns_survive_the_round_trip(hwm: int, pattern: list[bool], repeats: int) -> None:
     """Bit patterns, repeated so that they deflate, come back from whichever form is shortest."""
-    bits = (pattern * repeats)[:20_000]
+    bits = (pattern * repeats)[:5_000]
     edges = [i for i in range(1, len(bits)) if bits[i] and not bits[i - 1]]
-    runs = [(hwm + i, hwm + (bits + [False]).index(False, i)) for i in edges[:2_000]]
+    runs = [(hwm + i, hwm + [*bits, False].index(False, i)) for i in edges[:500]]
     encoded = encode(TP, hwm, runs)
     decoded = decode(TP, hwm, encoded.text)
     assert isinstance(decoded, list)
@@ -106,12 +106,20 @@ def test_each_form_is_chosen_where_it_is_shortest(section: int, runs: list[Run])
     assert decode(TP, 0, text) == runs
 
 
-def test_the_largest_sections_are_read_back() -> None:
-    """A bitmap of exactly the longest length, and varints of nearly it, are not taken for bombs."""
-    widest = [(2 * i + 1, 2 * i + 2) for i in range((1 << 19) // 2)]
-    assert widest[-1][1] == 1 << 19
-    assert decode(TP, 0, encode(TP, 0, widest).text) == widest
-    longest = [(1_000 * i + 1, 1_000 * i + 900) for i in range((1 << 16) // 4)]
+def test_the_widest_bitmap_is_read_back_and_costs_its_length_not_its_square() -> None:
+    """A short text with half a million edges is no bomb, and stops the loop for no longer than a blink."""
+    widest = [(2 * i + 1, 2 * i + 2) for i in range(1 << 18)]
+    started = time.process_time()
+    encoded = encode(TP, 0, widest)
+    decoded = decode(TP, 0, encoded.text)
+    assert time.process_time() - started < 2.0
+    assert len(encoded.text) < 300
+    assert decoded == widest
+
+
+def test_long_varints_are_read_back() -> None:
+    """Thousands of runs that are too far apart for a bitmap deflate well, and are no bomb either."""
+    longest = [(1_000 * i + 1, 1_000 * i + 900) for i in range(1 << 12)]
     encoded = encode(TP, 0, longest)
     assert not encoded.truncated
     assert decode(TP, 0, encoded.text) == longest
@@ -148,7 +156,9 @@ def test_long_runs_are_cut_at_many_limits(length: int) -> None:
     """Runs that never fit as a whole are cut at the limit, highest first; little room is wasted."""
     chance = random.Random(2)
     count = 400 if length > 3 else 12_000
-    runs = _from_lengths(0, [(chance.randrange(1, length), chance.randrange(1, length)) for _ in range(count)])
+    runs = _from_lengths(
+        0, [(chance.randrange(1, length), chance.randrange(1, length)) for _ in range(count)]
+    )
     assert encode(TP, 0, runs).truncated
     assert len(encode(TP, 0, runs).text) > MAX_CHARS * 0.75
     stride = 61 if length > 3 else 1_021
@@ -156,7 +166,7 @@ def test_long_runs_are_cut_at_many_limits(length: int) -> None:
         _check_truncation(0, runs, max_chars)
 
 
-@bounded(100)
+@bounded(80)
 @given(runs_above(), st.integers(0, MAX_CHARS))
 def test_any_runs_fit_any_limit(case: tuple[int, list[Run]], max_chars: int) -> None:
     """No runs and no limit make a text that is too long or lists what is not done."""
@@ -167,7 +177,8 @@ def test_any_runs_fit_any_limit(case: tuple[int, list[Run]], max_chars: int) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "x", "ap1", "ap1:0123456", "ap2:01234567:AQI", "ap1:01234567;AQI", "AP1:01234567:AQI", "\x00\xff"]
+    "text",
+    ["{}", "x", "ap1", "ap1:0123456", "ap2:01234567:AQI", "ap1:01234567;AQI", "AP1:01234567:AQI", "\x00\xff"],
 )
 def test_foreign_text_is_ignored(text: str) -> None:
     """Other tools write metadata too; theirs is theirs."""
@@ -295,25 +306,3 @@ def test_a_deflate_bomb_is_refused_within_bounds(section: int) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2_000_000
-
-
-def test_reading_a_bitmap_costs_its_length_not_its_square() -> None:
-    """A short text with half a million edges stops the loop for no longer than a blink."""
-    bitmap = zlib.compress(b"\xaa" * (1 << 16))
-    text = _sealed(_section(5, bitmap))
-    assert len(text) < 300
-    started = time.process_time()
-    decoded = decode(TP, 0, text)
-    spent = time.process_time() - started
-    assert isinstance(decoded, list)
-    assert len(decoded) == 1 << 18
-    assert spent < 2.0
-
-
-def test_writing_a_bitmap_costs_its_length_not_its_square() -> None:
-    """A commit with as many runs as fit a bitmap is written as fast as it is read."""
-    runs = [(2 * i + 1, 2 * i + 2) for i in range(1 << 18)]
-    started = time.process_time()
-    encoded = encode(TP, 0, runs)
-    assert time.process_time() - started < 2.0
-    assert not encoded.truncated

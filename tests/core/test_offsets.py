@@ -173,7 +173,7 @@ class TrackerMachine(RuleBasedStateMachine):
         assert all(self.tracker.is_done(o) is self._is_done(o) for o in range(max(0, self.hwm - 3), top + 3))
 
 
-TrackerMachine.TestCase.settings = bounded(80, 30)
+TrackerMachine.TestCase.settings = bounded(45, 30)
 TestTracker = TrackerMachine.TestCase
 
 

@@ -39,8 +39,10 @@ def members(tmp_path: Path) -> Iterator[MemberFactory]:
 
 @pytest.fixture
 def ledger_path(tmp_path: Path) -> Path:
-    """Where this test's ledger lies."""
-    return tmp_path / "ledger"
+    """This test's ledger, empty so far."""
+    path = tmp_path / "ledger"
+    path.touch()
+    return path
 
 
 @pytest.fixture

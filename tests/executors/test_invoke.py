@@ -1,0 +1,146 @@
+"""How a handler's call is put together: decoding, tombstones, tasks, threads and middlewares."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asyncpar.errors import DecodeError, RecordSkipped, TombstoneError
+from asyncpar.executors.invoke import invocation
+from asyncpar.executors.threads import ThreadExecutor
+from asyncpar.middleware import Call, CallNext
+from asyncpar.records import Outcome, RawRecord, Verdict
+from asyncpar.signatures import plan_call
+from asyncpar.topics import specs_of, topic
+from tests.runtime.fakes import FakeRecord
+
+
+def invoke(
+    function: Any, record: FakeRecord, *, threads: bool = False, middlewares: Any = (), **options: Any
+) -> Any:
+    """Run one attempt of `function` on `record`, as a worker does."""
+    spec = specs_of(topic("t", **options)(function))[0]
+    executor = ThreadExecutor("test", 1) if threads else None
+    call = invocation(plan_call(spec, group="g"), None, middlewares, executor)
+
+    async def run() -> Any:
+        try:
+            return await call.invoke("t", 0, record, 1, 1)
+        finally:
+            if executor is not None:
+                executor.close()
+
+    return asyncio.run(run())
+
+
+def test_raw_bytes_reach_the_handler_as_they_are() -> None:
+    """The plain case: the value itself; a missing one is an undecodable record, or None where allowed."""
+    seen: list[object] = []
+
+    async def handle(value: bytes) -> None:
+        seen.append(value)
+
+    async def optional(value: bytes | None) -> None:
+        seen.append(value)
+
+    invoke(handle, FakeRecord(0, value=b"x"))
+    invoke(optional, FakeRecord(0, value=None))
+    assert seen == [b"x", None]
+    with pytest.raises(TombstoneError):
+        invoke(handle, FakeRecord(0, value=None))
+
+
+def test_tombstones_are_skipped_where_told_so() -> None:
+    """tombstones="skip" passes a record without a value over, before the handler."""
+
+    async def handle(value: bytes) -> None:
+        raise AssertionError
+
+    with pytest.raises(RecordSkipped):
+        invoke(handle, FakeRecord(0, value=None), tombstones="skip")
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_an_async_decoder_is_awaited(threads: bool) -> None:
+    """decoder= as a coroutine function works for handlers on the loop and in threads; its failure is a decode error."""
+    seen: list[object] = []
+
+    async def decoder(name: str, raw: RawRecord) -> str:
+        await asyncio.sleep(0)
+        if raw.value == b"bad":
+            raise ValueError("bad")
+        return f"{name}:{raw.offset}"
+
+    async def on_loop(value: str) -> None:
+        seen.append(value)
+
+    def in_thread(value: str) -> None:
+        seen.append(value)
+
+    handle = in_thread if threads else on_loop
+    invoke(handle, FakeRecord(3), threads=threads, decoder=decoder)
+    assert seen == ["t:3"]
+
+    async def again(value: str) -> None:
+        seen.append(value)
+
+    with pytest.raises(DecodeError):
+        invoke(again, FakeRecord(3, value=b"bad"), decoder=decoder)
+
+
+def test_task_per_record_runs_each_in_a_task_of_its_own() -> None:
+    """Code that is keyed on the current task sees a fresh one, and its failure is the record's."""
+    seen: list[object] = []
+
+    async def handle(value: bytes) -> None:
+        seen.append(asyncio.current_task())
+        raise ValueError("no")
+
+    outer: list[object] = []
+
+    async def around(call: Call, call_next: CallNext) -> Outcome:
+        outer.append(asyncio.current_task())
+        return await call_next(call)
+
+    outcome = invoke(handle, FakeRecord(0), middlewares=[around], task_per_record=True)
+    assert outcome.verdict is Verdict.FAILED
+    assert seen[0] is not outer[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (None, Verdict.SUCCESS),
+        (ValueError("no"), Verdict.FAILED),
+        (DecodeError("no"), Verdict.UNDECODABLE),
+        (SystemExit(3), Verdict.FAILED),
+    ],
+)
+def test_middlewares_get_every_end_of_an_attempt_as_an_outcome(
+    error: BaseException | None, verdict: Verdict
+) -> None:
+    """Success, failure, undecodable and exit arrive as verdicts, not as exceptions."""
+
+    async def handle(value: bytes) -> None:
+        if error is not None:
+            raise error
+
+    async def passing(call: Call, call_next: CallNext) -> Outcome:
+        return await call_next(call)
+
+    assert invoke(handle, FakeRecord(0), middlewares=[passing]).verdict is verdict
+
+
+def test_a_skipped_tombstone_is_an_outcome_for_middlewares() -> None:
+    """Middlewares see the skip."""
+
+    async def handle(value: bytes) -> None:
+        raise AssertionError
+
+    async def passing(call: Call, call_next: CallNext) -> Outcome:
+        return await call_next(call)
+
+    outcome = invoke(handle, FakeRecord(0, value=None), middlewares=[passing], tombstones="skip")
+    assert outcome.verdict is Verdict.SKIPPED

@@ -1,0 +1,141 @@
+"""Members come, go and freeze under load: nothing is lost, and no key runs in two places."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Broker, TopicFactory
+from tests.integration.conftest import MemberFactory
+from tests.integration.load import load
+from tests.integration.members import Member
+from tests.integration.plan import Plan
+from tests.integration.waiting import ended_calls, eventually, until_committed_to_end, until_ended
+from tests.ledger import Event, Place, check, read
+
+pytestmark = pytest.mark.broker
+
+
+def handled_by(ledger_path: Path, member: Member) -> int:
+    """How many calls of `member` have ended well."""
+    return ended_calls(ledger_path, member.pid)
+
+
+async def until_handled_by(ledger_path: Path, member: Member, more: int) -> None:
+    """Wait until `member` has handled `more` records beyond those of now."""
+    before = handled_by(ledger_path, member)
+    await eventually(
+        lambda: handled_by(ledger_path, member) >= before + more, f"member {member.pid} handled {more} more"
+    )
+
+
+async def test_a_member_that_joins_and_leaves_under_load_causes_no_duplicate(
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+) -> None:
+    """Handlers that end within the grace make both rebalances clean: each record runs once, keys never overlap."""
+    topic = make_topic(partitions=4)
+    plan = Plan(topic, str(ledger_path), work_ms=5)
+    async with load(broker.bootstrap, topic, ledger_path, keys=200) as produced:
+        first = members(plan, broker.bootstrap, group_id)
+        await until_ended(ledger_path, 1000)
+        second = members(plan, broker.bootstrap, group_id)
+        await until_handled_by(ledger_path, second, 1000)
+        await until_handled_by(ledger_path, first, 500)
+        assert await asyncio.to_thread(second.stop) == 0, second.log
+        left_at = time.monotonic_ns()
+        await eventually(
+            lambda: len(partitions_since(ledger_path, first, left_at)) == 4,
+            "the first member has all partitions again",
+        )
+    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    assert await asyncio.to_thread(first.stop) == 0, first.log
+
+    report = check(ledger_path, produced)
+    assert report.is_ok, report.explain()
+    assert report.duplicates == 0
+    assert handled_by(ledger_path, first) + handled_by(ledger_path, second) == len(produced)
+    assert not [event for event in read(ledger_path) if event.kind == "fail"], "no call was cancelled"
+
+
+def partitions_since(ledger_path: Path, member: Member, monotonic_ns: int) -> set[int]:
+    """The partitions of which `member` has started records since then."""
+    return {
+        event.place.partition
+        for event in read(ledger_path)
+        if event.kind == "start" and event.writer.pid == member.pid and event.monotonic_ns > monotonic_ns
+    }
+
+
+async def test_a_member_frozen_beyond_its_session_starts_nothing_that_others_own(
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+) -> None:
+    """SIGSTOP for longer than the session, then SIGCONT: what it holds is stale, and none of that is started."""
+    topic = make_topic(partitions=4)
+    plan = Plan(topic, str(ledger_path), work_ms=5)
+    async with load(broker.bootstrap, topic, ledger_path, keys=200) as produced:
+        zombie = members(plan, broker.bootstrap, group_id)
+        other = members(plan, broker.bootstrap, group_id)
+        await until_handled_by(ledger_path, zombie, 300)
+        await until_handled_by(ledger_path, other, 300)
+
+        os.kill(zombie.pid, signal.SIGSTOP)
+        frozen_at = time.monotonic_ns()
+        await eventually(
+            lambda: len(partitions_since(ledger_path, other, frozen_at)) == 4,
+            "the other member has all partitions",
+        )
+        thawed_at = time.monotonic_ns()
+        os.kill(zombie.pid, signal.SIGCONT)
+        await eventually(
+            lambda: new_life(read(ledger_path), zombie.pid, thawed_at), "the zombie is a member again"
+        )
+        await until_handled_by(ledger_path, zombie, 300)
+        await until_handled_by(ledger_path, other, 300)
+    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    assert await asyncio.to_thread(zombie.stop) == 0, zombie.log
+    assert await asyncio.to_thread(other.stop) == 0, other.log
+
+    events = read(ledger_path)
+    running = running_at(events, zombie.pid, frozen_at)
+    assert len(running) <= plan.concurrency
+    # One loop, so one record at most can have been between the lease's check and its first line.
+    stale = stale_starts(events, zombie.pid, thawed_at)
+    assert len(stale) <= 1, f"{len(stale)} stale starts, first {stale[:3]}; it wrote:\n{zombie.log[-3000:]}"
+    report = check(events, produced, stragglers=running | set(stale))
+    assert report.is_ok, report.explain()
+
+
+def running_at(events: list[Event], pid: int, monotonic_ns: int) -> set[Place]:
+    """The calls of process `pid` that had started and not ended at that moment."""
+    running: set[Place] = set()
+    for event in events:
+        if event.writer.pid == pid and event.monotonic_ns < monotonic_ns:
+            if event.kind == "start":
+                running.add(event.place)
+            elif event.kind in ("end", "fail"):
+                running.discard(event.place)
+    return running
+
+
+def new_life(events: list[Event], pid: int, thawed_at: int) -> bool:
+    """Whether process `pid` has begun a new generation of some partition since it was thawed."""
+    return any(e.kind == "assign" and e.writer.pid == pid and e.monotonic_ns > thawed_at for e in events)
+
+
+def stale_starts(events: list[Event], pid: int, thawed_at: int) -> list[Place]:
+    """What `pid` started after the thaw in partitions that it had not been given again."""
+    given: set[int] = set()
+    stale: list[Place] = []
+    for event in events:
+        if event.writer.pid != pid or event.monotonic_ns < thawed_at:
+            continue
+        if event.kind == "assign":
+            given.add(event.place.partition)
+        elif event.kind == "start" and event.place.partition not in given:
+            stale.append(event.place)
+    return stale
