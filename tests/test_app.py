@@ -267,18 +267,29 @@ async def test_a_fatal_failure_is_heard_shown_and_raised_and_the_host_is_not_can
     async def handle(value: bytes) -> None:
         return None
 
-    with pytest.raises(EngineError, match="a defect"):
+    async def host() -> None:
         async with app:
             consumer.fetch_errors.append(RuntimeError("a defect"))
             with pytest.raises(EngineError, match="a defect"):
                 await asyncio.wait_for(app.wait(), 10)
             assert len(heard) == 1
             assert any("a defect" in reason for reason in app.status().not_ready)
-    with pytest.raises(ValueError, match="the body's own"):
+
+    with pytest.raises(EngineError, match="a defect"):
+        await host()
+
+
+async def test_the_hosts_own_error_is_not_replaced_by_the_apps() -> None:
+    """A body that raises itself keeps its exception when the app has failed too."""
+
+    async def host() -> None:
         async with make(consumer_that_breaks()) as broken:
             with pytest.raises(EngineError):
                 await asyncio.wait_for(broken.wait(), 10)
             raise ValueError("the body's own")
+
+    with pytest.raises(ValueError, match="the body's own"):
+        await host()
 
 
 def consumer_that_breaks() -> FakeConsumer:

@@ -273,4 +273,6 @@ def _verdict(proof: Proof, undrained: str) -> str:
         return f"NOT PROVED: {undrained}"
     if not proof.is_complete:
         return "FAILED: records are missing" if proof.lost else "NOT PROVED: the broker's answers are missing"
+    if not proof.acknowledged:
+        return "NOTHING TO PROVE: no record was produced"
     return "PROVED: nothing lost, every key in order"

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from asyncpar.core.assignment import Partition
 from asyncpar.core.backpressure import Backpressure
-from asyncpar.errors import AuthorizationError, BrokerError, OffsetOutOfRangeError
+from asyncpar.errors import AuthorizationError, BrokerError, ConfigurationError, OffsetOutOfRangeError
 from asyncpar.ports import RecordSource
 from asyncpar.records import Chunk, TopicPartition
 from asyncpar.runtime.group_state import GroupState
@@ -94,7 +94,7 @@ class Poller:
             self._restore(generations, except_for=set(error.offsets))
             await self._reset(error.offsets)
             return
-        except AuthorizationError as error:
+        except (AuthorizationError, ConfigurationError) as error:
             self._fatal(error)
             return
         except BrokerError as error:

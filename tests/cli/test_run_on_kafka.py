@@ -119,7 +119,7 @@ async def test_a_drain_that_is_not_complete_ends_with_1(
 async def test_a_second_signal_ends_with_130(
     broker: Broker, make_topic: TopicFactory, group_id: str, tmp_path: Path, text: str, name: str
 ):
-    """A handler that waits for ever, in the loop or in a thread, cannot keep the process; a thread is named."""
+    """A handler that waits for ever cannot keep the process; one in a thread is named."""
     topic = make_topic()
     await produce(broker.bootstrap, topic, keyed(1))
     write(tmp_path, {"mine": text.format(topic=topic)})

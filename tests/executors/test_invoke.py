@@ -64,7 +64,7 @@ def test_tombstones_are_skipped_where_told_so() -> None:
 
 @pytest.mark.parametrize("threads", [True, False])
 def test_an_async_decoder_is_awaited(threads: bool) -> None:
-    """decoder= as a coroutine function works for handlers on the loop and in threads; its failure is a decode error."""
+    """decoder= as a coroutine function, on the loop and in threads; its failure is a decode error."""
     seen: list[object] = []
 
     async def decoder(name: str, raw: RawRecord) -> str:

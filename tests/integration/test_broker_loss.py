@@ -1,0 +1,112 @@
+"""The broker goes and comes back under load: the app stays up, says that it is not ready, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from asyncpar import App, Record
+from tests import kafka_tools
+from tests.conftest import TopicFactory
+from tests.integration.plan import Recorder
+from tests.integration.waiting import ended_calls, eventually, until_committed_to_end, until_ended
+from tests.kafka_broker import KafkaBroker
+from tests.ledger import check
+
+pytestmark = pytest.mark.broker
+
+MakeApp = Callable[..., App]
+
+
+def stop(broker: KafkaBroker) -> None:
+    """In order: the broker writes everything to its log and says goodbye."""
+    broker.stop()
+
+
+def kill(broker: KafkaBroker) -> None:
+    """Without a word."""
+    broker.kill()
+
+
+@pytest.mark.parametrize("away", [stop, kill], ids=["stopped", "killed"])
+async def test_a_broker_that_goes_and_comes_back_costs_no_record(
+    private_broker: KafkaBroker,
+    make_topic: TopicFactory,
+    group_id: str,
+    make_app: MakeApp,
+    recorder: Recorder,
+    away: Callable[[KafkaBroker], None],
+) -> None:
+    """Readiness turns red and liveness stays green while it is away; then all is handled, in order, and committed."""
+    topic = make_topic(partitions=4)
+    bootstrap = private_broker.bootstrap
+    produced = await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(8000, keys=200))
+    app = make_app(bootstrap, max_in_flight=1000)
+
+    @app.topic(topic, concurrency=50)
+    async def handle(record: Record) -> None:
+        with recorder.handling(record):
+            await asyncio.sleep(0.005)
+
+    ledger = recorder.ledger.path
+    async with app:
+        await until_ended(ledger, 1000)
+        assert app.status().ready
+        await asyncio.to_thread(away, private_broker)
+        assert ended_calls(ledger) < 8000, "the broker went under load"
+        await eventually(lambda: is_live_and_not_ready(app), "readiness is red")
+        await asyncio.to_thread(private_broker.start)
+        await eventually(lambda: app.status().ready, "readiness is green again")
+        produced += await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(1000, keys=200))
+        await until_committed_to_end(bootstrap, group_id, topic)
+        assert app.status().live
+        assert app.status().groups[0].in_flight == 0
+
+    report = check(ledger, produced)
+    assert report.is_ok, report.explain()
+
+
+def is_live_and_not_ready(app: App) -> bool:
+    """Not ready, and never anything but live: restarting this process would not bring the broker back."""
+    status = app.status()
+    assert status.live, status.not_live
+    return not status.ready
+
+
+async def test_a_frozen_broker_stops_new_calls_and_costs_no_record(
+    private_broker: KafkaBroker,
+    make_topic: TopicFactory,
+    group_id: str,
+    make_app: MakeApp,
+    recorder: Recorder,
+) -> None:
+    """When heartbeats are no longer answered nothing starts (another member may own it all); later all is done."""
+    topic = make_topic(partitions=2)
+    bootstrap = private_broker.bootstrap
+    produced = await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(4000, keys=100))
+    app = make_app(bootstrap)
+
+    @app.topic(topic, concurrency=10)
+    async def handle(record: Record) -> None:
+        with recorder.handling(record):
+            await asyncio.sleep(0.01)
+
+    ledger = recorder.ledger.path
+    async with app:
+        await until_ended(ledger, 100)
+        private_broker.pause()
+        await eventually(lambda: app.status().groups[0].lease_closed, "the lease has run out")
+        assert "heartbeats are not answered" in " ".join(app.status().not_ready)
+        await eventually(lambda: app.status().groups[0].handlers[0].running == 0, "what ran has ended")
+        done = ended_calls(ledger)
+        assert app.status().groups[0].handlers[0].ready > 0, "there is work that could start"
+        # One more loop's turn in which a worker could have started something, and did not.
+        await asyncio.sleep(0)
+        assert ended_calls(ledger) == done
+        private_broker.resume()
+        await until_committed_to_end(bootstrap, group_id, topic, timeout_seconds=60)
+
+    report = check(ledger, produced)
+    assert report.is_ok, report.explain()
