@@ -28,7 +28,7 @@ demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker neede
 	@$(BIN)/asyncpar demo --seconds $(SECONDS_OF_DEMO)
 
 bench: $(STAMP)  ## measure this machine; every figure with what it was measured on
-	@$(BIN)/asyncpar bench
+	@$(BIN)/python benchmarks/p1.py
 
 # --- to trust it -----------------------------------------------------------------------------------
 

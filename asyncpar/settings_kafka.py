@@ -82,7 +82,7 @@ class GroupSettings(Section):
     offset_reset: Literal["earliest", "latest", "error"] = knob(
         "earliest",
         "Where to start when the group has no commit, or its position does not exist any more. "
-        "`earliest` reads what is there, `latest` skips it, `error` ends the run instead of choosing.",
+        "`earliest` reads what is there, `latest` skips it, `error` halts the partition instead of choosing.",
     )
     isolation_level: Literal["read_committed", "read_uncommitted"] = knob(
         "read_committed",

@@ -135,7 +135,7 @@ def test_a_terminal_shows_a_live_table_that_ctrl_c_ends(tmp_path: Path):
     try:
         while chunk := _read(master):
             shown += chunk
-            if not interrupted and b"reports" in shown:
+            if not interrupted and b"s  load" in shown and b"payments, " in shown:
                 os.write(master, b"\x03")
                 interrupted = True
         code = process.wait(BOUND_SECONDS)

@@ -22,7 +22,7 @@ def test_the_bound_doubles_up_to_its_limit(attempt: int, seconds: float) -> None
     assert exp_full_jitter(attempt, 100, 30_000, 0.0) == 0.0
 
 
-@bounded(100)
+@bounded(50)
 @given(
     st.integers(1, 10_000),
     st.integers(0, 10_000),

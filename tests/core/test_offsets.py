@@ -287,7 +287,7 @@ def test_blocked_for_counts_from_when_an_offset_became_the_lowest() -> None:
     assert tracker.blocked_for(9.0) == 0.0
 
 
-@bounded(100)
+@bounded(50)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=12))
 def test_merge_runs_covers_the_same_offsets_with_the_fewest_runs(runs: list[Run]) -> None:
     """Merged runs ascend, do not touch, and cover exactly what was given."""

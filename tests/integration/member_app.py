@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.02
 
 
 async def _wait_for_release() -> None:
-    while not plan.release.exists():
+    while not plan.release.exists():  # noqa: ASYNC110 - what ends it happens in another process
         await asyncio.sleep(_LOOK_SECONDS)
 
 

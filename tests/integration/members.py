@@ -96,7 +96,9 @@ class Member:
         return self.ended(timeout_seconds)
 
     def get(self, path: str) -> str | None:
-        """The body of an HTTP answer of any status; None while nobody answers. Blocks for a second at most."""
+        """The body of an HTTP answer of any status; None while nobody answers. Blocks for a second at
+        most.
+        """
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=1) as answer:
                 return str(answer.read().decode())

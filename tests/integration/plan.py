@@ -24,9 +24,9 @@ VARIABLE = "ASYNCPAR_TEST_PLAN"
 class Plan:
     """What the handler of a member does with the records of `topic`.
 
-    `work_ms`: how long an ordinary record takes. Offsets with a habit of their own: `stuck` wait until the file
-    `<ledger>.release` exists, `failing` raise until then, `deaf` never end and swallow cancellation, `sleepers`
-    block their thread for good (`threads`: the handler is a plain function).
+    `work_ms`: how long an ordinary record takes. Offsets with a habit of their own: `stuck` wait until the
+    file `<ledger>.release` exists, `failing` raise until then, `deaf` never end and swallow cancellation,
+    `sleepers` block their thread for good (`threads`: the handler is a plain function).
     """
 
     topic: str

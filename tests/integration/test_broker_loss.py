@@ -39,7 +39,9 @@ async def test_a_broker_that_goes_and_comes_back_costs_no_record(
     recorder: Recorder,
     away: Callable[[KafkaBroker], None],
 ) -> None:
-    """Readiness turns red and liveness stays green while it is away; then all is handled, in order, and committed."""
+    """Readiness turns red and liveness stays green while it is away; then all is handled, in order, and
+    committed.
+    """
     topic = make_topic(partitions=4)
     bootstrap = private_broker.bootstrap
     produced = await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(8000, keys=200))
@@ -82,7 +84,9 @@ async def test_a_frozen_broker_stops_new_calls_and_costs_no_record(
     make_app: MakeApp,
     recorder: Recorder,
 ) -> None:
-    """When heartbeats are no longer answered nothing starts (another member may own it all); later all is done."""
+    """When heartbeats are no longer answered nothing starts (another member may own it all); later all is
+    done.
+    """
     topic = make_topic(partitions=2)
     bootstrap = private_broker.bootstrap
     produced = await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(4000, keys=100))

@@ -36,7 +36,9 @@ def kill(member: Member, ledger_path: Path) -> None:
 async def test_a_killed_member_repeats_only_what_no_commit_covered(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """After kill -9 under load the next member runs exactly the records that offset and metadata leave open."""
+    """After kill -9 under load the next member runs exactly the records that offset and metadata leave
+    open.
+    """
     topic = make_topic(partitions=4)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(12_000, keys=300))
     plan = Plan(topic, str(ledger_path), work_ms=4)
@@ -71,7 +73,9 @@ async def test_a_killed_member_repeats_only_what_no_commit_covered(
 async def test_a_stuck_record_is_named_and_what_is_done_above_it_stays_done(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """With three stuck records below 10,000 done ones status, metrics and metadata say so; kill -9 repeats three."""
+    """With three stuck records below 10,000 done ones status, metrics and metadata say so; kill -9 repeats
+    three.
+    """
     topic = make_topic(partitions=1)
     stuck = (5, 4000, 7000)
     records = [
@@ -126,7 +130,7 @@ async def until_blocked_is_reported(member: Member, topic: str, group: str) -> N
     async def has_grown() -> bool:
         now = await asyncio.to_thread(member.partition)
         grown = now["blocking_duration_seconds"] - status["blocking_duration_seconds"] if now else 0
-        # A duration, not a flag: it grows as the clock does (the answer may be a little older than the clock).
+        # A duration, not a flag: it grows as the clock does (the answer may be a little older than that).
         return bool(grown >= 0.5 * (time.monotonic() - looked_at) and grown > 0.2)
 
     await eventually(has_grown, "the blocking duration grows")

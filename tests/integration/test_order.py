@@ -32,7 +32,9 @@ def skewed(count: int, keys: int) -> list[kafka_tools.Record]:
 async def test_100_000_records_with_skewed_keys_are_all_handled_once_and_in_order(
     broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, recorder: Recorder
 ) -> None:
-    """Over 8 partitions each record runs once, each key in order and alone, and the commits reach the ends."""
+    """Over 8 partitions each record runs once, each key in order and alone, and the commits reach the
+    ends.
+    """
     topic = make_topic(partitions=8)
     produced = await kafka_tools.produce(broker.bootstrap, topic, skewed(100_000, keys=1000))
     app = make_app(broker.bootstrap)
@@ -92,7 +94,9 @@ async def test_order_partition_runs_one_record_of_a_partition_at_a_time(
 async def test_records_that_nothing_orders_run_at_the_same_time(
     broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, key: bytes | None
 ) -> None:
-    """order="unordered", and records without a key under order="key", run in parallel inside one partition."""
+    """order="unordered", and records without a key under order="key", run in parallel inside one
+    partition.
+    """
     topic = make_topic(partitions=1)
     await kafka_tools.produce(broker.bootstrap, topic, [kafka_tools.Record(key, b"") for _ in range(30)])
     app = make_app(broker.bootstrap)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
 from tests.integration.conftest import MemberFactory
 from tests.integration.load import load
 from tests.integration.members import Member
 from tests.integration.plan import Plan
 from tests.integration.waiting import ended_calls, eventually, until_committed_to_end, until_ended
-from tests.ledger import Event, Place, check, read
+from tests.ledger import Event, Ledger, Place, check, read
 
 pytestmark = pytest.mark.broker
 
@@ -37,7 +38,9 @@ async def until_handled_by(ledger_path: Path, member: Member, more: int) -> None
 async def test_a_member_that_joins_and_leaves_under_load_causes_no_duplicate(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """Handlers that end within the grace make both rebalances clean: each record runs once, keys never overlap."""
+    """Handlers that end within the grace make both rebalances clean: each record runs once, keys never
+    overlap.
+    """
     topic = make_topic(partitions=4)
     plan = Plan(topic, str(ledger_path), work_ms=5)
     async with load(broker.bootstrap, topic, ledger_path, keys=200) as produced:
@@ -71,10 +74,71 @@ def partitions_since(ledger_path: Path, member: Member, monotonic_ns: int) -> se
     }
 
 
+async def test_a_member_killed_under_load_is_replaced_by_the_others(
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+) -> None:
+    """After kill -9 of one of two members the other takes over; only what the dead one had not committed runs
+    again.
+    """
+    topic = make_topic(partitions=4)
+    plan = Plan(topic, str(ledger_path), work_ms=5)
+    async with load(broker.bootstrap, topic, ledger_path, keys=200) as produced:
+        victim = members(plan, broker.bootstrap, group_id)
+        other = members(plan, broker.bootstrap, group_id)
+        await until_handled_by(ledger_path, victim, 500)
+        await until_handled_by(ledger_path, other, 500)
+        victim.kill()
+        ledger = Ledger(ledger_path)
+        ledger.dead(victim.pid)
+        ledger.close()
+        died_at = time.monotonic_ns()
+        await eventually(
+            lambda: len(partitions_since(ledger_path, other, died_at)) == 4, "the other has all partitions"
+        )
+    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    assert await asyncio.to_thread(other.stop) == 0, other.log
+
+    events = read(ledger_path)
+    report = check(events, produced)
+    assert report.is_ok, report.explain()
+    by_victim = {event.place for event in events if event.kind == "end" and event.writer.pid == victim.pid}
+    assert set(report.duplicated) <= by_victim, "the survivor repeats nothing of its own"
+
+
+async def test_calls_that_outlast_the_grace_are_cancelled_and_run_again_elsewhere(
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+) -> None:
+    """When a member joins, calls that do not end within the grace are cancelled, not committed, and run again."""
+    topic = make_topic(partitions=2)
+    records = [kafka_tools.Record(b"k%d" % n, b"", partition=n % 2) for n in range(40)]
+    produced = await kafka_tools.produce(broker.bootstrap, topic, records)
+    plan = Plan(topic, str(ledger_path), work_ms=1, stuck=(3, 5))
+    first = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=500)
+    await until_ended(ledger_path, 36)
+    second = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=500)
+    await eventually(
+        lambda: any(e.kind == "start" and e.writer.pid == second.pid for e in read(ledger_path)),
+        "the second member runs what the first was cancelled in",
+    )
+    plan.release.touch()
+    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    assert await asyncio.to_thread(first.stop) == 0, first.log
+    assert await asyncio.to_thread(second.stop) == 0, second.log
+
+    events = read(ledger_path)
+    report = check(events, produced)
+    assert report.is_ok, report.explain()
+    assert report.duplicates == 0, "a cancelled call is no success"
+    cancelled = sorted((e.place.partition, e.place.offset) for e in events if e.kind == "fail")
+    assert cancelled == [(0, 3), (0, 5), (1, 3), (1, 5)]
+
+
 async def test_a_member_frozen_beyond_its_session_starts_nothing_that_others_own(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """SIGSTOP for longer than the session, then SIGCONT: what it holds is stale, and none of that is started."""
+    """SIGSTOP for longer than the session, then SIGCONT: what it holds is stale, and none of that is
+    started.
+    """
     topic = make_topic(partitions=4)
     plan = Plan(topic, str(ledger_path), work_ms=5)
     async with load(broker.bootstrap, topic, ledger_path, keys=200) as produced:

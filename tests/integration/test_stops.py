@@ -1,4 +1,6 @@
-"""Stopping: under load nothing runs twice, and whatever hangs, the process ends in time with a code that says so."""
+"""Stopping: under load nothing runs twice, and whatever hangs, the process ends in time with a code that
+says so.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from tests.ledger import Place, check, read
 
 pytestmark = pytest.mark.broker
 
-# What a stop may take beyond its drain: the last commit, leaving, closing (3 s each at most) and the interpreter.
+# What a stop may take beyond its drain: last commit, leaving, closing (3 s each at most), the interpreter.
 STOP_SECONDS = 12.0
 
 
@@ -37,7 +39,9 @@ async def test_a_stop_under_load_repeats_nothing(
     ledger_path: Path,
     number: signal.Signals,
 ) -> None:
-    """The first signal lets what runs end and commits it: code 0, and the next member continues without overlap."""
+    """The first signal lets what runs end and commits it: code 0, and the next member continues without
+    overlap.
+    """
     topic = make_topic(partitions=4)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(6000, keys=200))
     plan = Plan(topic, str(ledger_path), work_ms=4)
@@ -62,7 +66,9 @@ async def test_a_stop_under_load_repeats_nothing(
 async def test_a_second_signal_ends_a_stuck_stop_at_once(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """While a call holds up the drain, a second SIGINT cancels it: code 130, and the record stays uncommitted."""
+    """While a call holds up the drain, a second SIGINT cancels it: code 130, and the record stays
+    uncommitted.
+    """
     topic = make_topic()
     await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(3, keys=3))
     plan = Plan(topic, str(ledger_path), stuck=(1,))
@@ -89,7 +95,9 @@ async def test_a_call_that_never_ends_is_named_and_does_not_hold_up_the_end(
     ledger_path: Path,
     where: str,
 ) -> None:
-    """After the drain's bound the process ends with code 1, names handler, partition and offset, commits below it."""
+    """After the drain's bound the process ends with code 1, names handler, partition and offset, commits
+    below it.
+    """
     topic = make_topic()
     await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(3, keys=3))
     if where == "loop":
@@ -190,7 +198,9 @@ async def test_drain_and_exit_of_an_empty_topic_ends_at_once(
 async def test_drain_and_exit_with_a_halted_partition_ends_with_one(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """--drain-and-exit does all other partitions, names the halted one and ends with 1; a rerun does the rest."""
+    """--drain-and-exit does all other partitions, names the halted one and ends with 1; a rerun does the
+    rest.
+    """
     topic = make_topic(partitions=2)
     records = [kafka_tools.Record(b"k%d" % (n % 20), b"", partition=n % 2) for n in range(400)]
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)

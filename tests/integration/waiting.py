@@ -18,9 +18,7 @@ WAIT_SECONDS = 30.0
 _LOOK_SECONDS = 0.03
 
 
-async def eventually(
-    condition: Callable[[], Any], what: str, timeout_seconds: float = WAIT_SECONDS
-) -> Any:
+async def eventually(condition: Callable[[], Any], what: str, timeout_seconds: float = WAIT_SECONDS) -> Any:
     """The first true answer of `condition` (sync or async); AssertionError names `what` after the bound."""
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -34,7 +32,9 @@ async def eventually(
 
 
 def ended_calls(ledger: Path, pid: int | None = None) -> int:
-    """How many calls have ended well so far, in all or in process `pid`; cheap enough to ask again and again."""
+    """How many calls have ended well so far, in all or in process `pid`; cheap enough to ask again and
+    again.
+    """
     writer = b"" if pid is None else b"\t%d\t" % pid
     lines = ledger.read_bytes().split(b"\n")
     return sum(line.startswith(b"end\t") and writer in line for line in lines)

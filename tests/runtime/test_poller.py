@@ -119,3 +119,26 @@ async def test_a_partition_that_is_opening_is_not_asked_for() -> None:
         await until(lambda: consumer.stored.get(T0) == Committed(1, ""))
         assert all(T0 not in asked for asked in consumer.asked[:before])
         await run.stop()
+
+
+async def test_waiting_for_one_slow_record_is_no_busy_loop() -> None:
+    """While one record runs, each fetch may wait at the client for at least 50 ms."""
+    consumer = FakeConsumer(log("t", "slow"))
+    waits: list[int] = []
+    original = consumer.fetch
+    release = asyncio.Event()
+
+    async def fetch(wanted: list[TopicPartition], max_records: int, timeout_ms: int) -> object:
+        waits.append(timeout_ms)
+        return await original(wanted, max_records, timeout_ms)
+
+    consumer.fetch = fetch  # type: ignore[method-assign, assignment]
+
+    async def handle(record: RawRecord) -> None:
+        await release.wait()
+
+    async with Running(consumer, handler(handle)) as run:
+        await until(lambda: len(waits) > 10)
+        assert min(waits) >= 50
+        release.set()
+        await run.stop()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import decimal
 import sys
 
 import pytest
 
 from asyncpar.core.assignment import State
+from asyncpar.core.failures import FailureRules
 from asyncpar.records import Committed, Outcome, RawRecord, TopicPartition, Verdict
 from tests.runtime.fakes import FakeConsumer, Running, handler, limits, log, until
 
@@ -300,3 +302,33 @@ async def test_bytes_in_flight_hold_intake_back_and_one_record_always_fits() -> 
         await until(lambda: consumer.stored.get(T0) == Committed(6, ""))
         await run.stop()
     assert most <= 2
+
+
+async def test_a_record_that_waits_for_its_retry_takes_no_slot() -> None:
+    """With one slot in all and a retry that is far away, the other keys are worked off meanwhile."""
+    consumer = FakeConsumer(log("t", "bad", *(f"k{at}" for at in range(20))))
+
+    async def handle(record: RawRecord) -> None:
+        if record.key == b"bad":
+            raise ValueError("no")
+
+    slow_retry = FailureRules(None, 3_600_000, 3_600_000, skip_undecodable=False)
+    one_slot = dataclasses.replace(handler(handle, concurrency=1), rules=slow_retry)
+    async with Running(consumer, one_slot) as run:
+        await until(lambda: run.runtime.state.pools[0].completed() == 20)
+        assert len(run.runtime.state.parking) == 1
+        await run.stop()
+
+
+async def test_nothing_is_logged_per_record_at_any_level(caplog: pytest.LogCaptureFixture) -> None:
+    """A thousand records at DEBUG level leave a handful of lines."""
+    consumer = FakeConsumer(log("t", *(f"k{at % 10}" for at in range(1000))))
+
+    async def handle(record: RawRecord) -> None:
+        await asyncio.sleep(0)
+
+    with caplog.at_level("DEBUG", logger="asyncpar"):
+        async with Running(consumer, handler(handle)) as run:
+            await until(lambda: consumer.stored.get(T0) == Committed(1000, ""))
+            await run.stop()
+    assert len([line for line in caplog.records if line.name.startswith("asyncpar")]) < 20

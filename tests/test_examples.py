@@ -1,0 +1,277 @@
+"""Every example runs as its user would run it; those that handle records do so on a real broker."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import kafka_tools
+from tests.cli.program import ROOT, asyncpar, environment
+from tests.kafka_broker import LOOPBACK, KafkaBroker
+from tests.kafka_tools import Record
+from tests.ledger import Event, Place, Writer, check
+
+EXAMPLES = ROOT / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "__init__")
+ORDERS = 30_000
+CUSTOMERS = 500
+BOUND_SECONDS = 60
+IN_FLIGHT = 5_000
+"""The default of `max_in_flight`, which bounds what a crash can repeat beside what was not committed."""
+
+
+# -- without a broker ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_valid_and_told_about(name: str):
+    """`--check` accepts it, and the README says how to start it."""
+    ended = asyncpar(ROOT, "run", f"examples.{name}", "--group", "examples", "--check", "--http-port", "0")
+    assert ended.code == 0, ended.err
+    assert f"examples.{name}" in ended.out or name == "threads"
+    assert f"`{name}.py`" in (EXAMPLES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_imports_what_its_user_has(name: str):
+    """No example leans on the tests or on what asyncpar keeps private."""
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert "tests" not in text
+    assert not any(
+        line.startswith(("from asyncpar.core", "from asyncpar.runtime")) for line in text.splitlines()
+    )
+
+
+# -- small examples on a real broker -------------------------------------------------------------
+
+TRACE = ("trace-id", b"t9")
+SMALL: dict[str, tuple[dict[str, list[Record]], list[str]]] = {
+    "typed_payloads": (
+        {
+            "payments": [
+                Record(b"p", b'{"payment_id": 1, "cents": 250, "at": "2026-01-02T03:04:05Z"}', [TRACE]),
+                Record(b"p", b'{"payment_id": 2, "cents": 0, "at": "2026-01-02T03:04:05Z"}'),
+            ],
+            "clicks": [Record(b"u1", b'{"page": "/home", "milliseconds": 12}')],
+            "profiles": [Record(b"u1", b'{"name": "Ada", "email": "a@example.org"}'), Record(b"u1", None)],
+            "blobs": [Record(None, b"\x00\xff")],
+        },
+        ["payment 1 of 250 cents, trace t9", "/home was seen for 12 ms", "u1 is now called Ada", "u1 is gone",
+         "2 bytes from blobs[0] at 0"],
+    ),
+    "threads": ({"mails": [Record(b"a", b'{"to": "ada@example.org"}')]}, ["mail to ada@example.org is out"]),
+    "patterns": (
+        {
+            "audit-logins": [Record(b"a", b'{"what": "login"}')],
+            "audit-payments": [Record(b"a", b'{"what": "refund"}')],
+        },
+        ["audit-logins: login", "payment audited: refund"],
+    ),
+    "middleware": (
+        {"greetings": [Record(b"c", b"c-1"), Record(b"c", b"c-9")]},
+        ["hello, Ada", "skipped: no customer c-9", "attempt 1: skipped in"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.broker
+async def test_small_examples_handle_their_records(private_broker: KafkaBroker):
+    """Each reads its topics to the end and says what its README promises."""
+    for name, (topics, words) in SMALL.items():
+        for topic, records in topics.items():
+            await kafka_tools.create_topic(private_broker.bootstrap, topic)
+            await kafka_tools.produce(private_broker.bootstrap, topic, records)
+        ended = await asyncio.to_thread(
+            asyncpar,
+            ROOT,
+            *("run", f"examples.{name}", "--group", "examples", "--drain-and-exit", "--http-port", "0"),
+            ASYNCPAR_BOOTSTRAP_SERVERS=private_broker.bootstrap,
+        )
+        assert ended.code == 0, f"{name}: {ended.err}"
+        for expected in words:
+            assert expected in ended.err, f"{name}: {expected!r} is not in {ended.err}"
+
+
+# -- orders: kill -9 in the middle ---------------------------------------------------------------
+
+
+def orders_command(bootstrap: str) -> list[str]:
+    """`asyncpar run examples.orders:app` to the end of what is there."""
+    options = ("--bootstrap-servers", bootstrap, "--drain-and-exit", "--http-port", "0")
+    return [sys.executable, "-m", "asyncpar", "run", "examples.orders:app", *options]
+
+
+def orders_environment(ledger: Path) -> dict[str, str]:
+    """With the ledger, and a short session: the group waits that long for the member that was killed."""
+    return environment(
+        ORDERS_LEDGER=str(ledger), ASYNCPAR_SESSION_TIMEOUT_MS="3000", ASYNCPAR_HEARTBEAT_INTERVAL_MS="500"
+    )
+
+
+def events_of(path: Path) -> list[Event]:
+    """The example's own file in the words of the checker."""
+    events = []
+    for line in path.read_text().splitlines():
+        fields = json.loads(line)
+        place = Place(fields["topic"], fields["partition"], fields["offset"])
+        key = None if fields["key"] is None else fields["key"].encode()
+        events.append(Event(fields["event"], place, key, fields["monotonic_ns"], Writer(fields["pid"], "")))
+    return events
+
+
+def kill_in_the_middle(command: list[str], ledger: Path) -> int:
+    """Run until half of the orders have left their lines, then `kill -9`; the process id."""
+    process = subprocess.Popen(command, cwd=ROOT, env=orders_environment(ledger), stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + BOUND_SECONDS
+        half = 0
+        while not half or ledger.stat().st_size < half:
+            assert process.poll() is None, "it ended before it was half done"
+            assert time.monotonic() < deadline, "it did not get half-way in time"
+            time.sleep(0.005)
+            if not half and ledger.exists() and ledger.stat().st_size:
+                with ledger.open("rb") as lines:
+                    half = len(lines.readline()) * ORDERS  # two lines each, of about this length
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+    return process.pid
+
+
+@pytest.mark.broker
+async def test_orders_survive_kill_9(private_broker: KafkaBroker, tmp_path: Path):
+    """Killed half-way and started again: nothing lost, every customer in order, few records twice."""
+    ledger = tmp_path / "orders.jsonl"
+    bootstrap = private_broker.bootstrap
+    await kafka_tools.create_topic(bootstrap, "orders", partitions=8)
+    produced = await kafka_tools.produce(
+        bootstrap,
+        "orders",
+        [
+            Record(
+                b"c-%d" % (number * 7919 % CUSTOMERS),
+                json.dumps({"order_id": number, "customer": f"c-{number * 7919 % CUSTOMERS}"}).encode(),
+            )
+            for number in range(ORDERS)
+        ],
+    )
+    command = orders_command(bootstrap)
+    killed = await asyncio.to_thread(kill_in_the_middle, command, ledger)
+    before = events_of(ledger)
+    handled_before = {event.place for event in before if event.kind == "end"}
+    assert ORDERS / 4 < len(handled_before) < ORDERS, "the kill came at the wrong time"
+    again = await asyncio.to_thread(
+        subprocess.run,
+        command,
+        cwd=ROOT,
+        env=orders_environment(ledger),
+        capture_output=True,
+        text=True,
+        timeout=BOUND_SECONDS,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    report = check(events_of(ledger), produced)
+    assert report.is_ok, report.explain()
+    assert report.handled == ORDERS
+    assert {event.writer.pid for event in before} == {killed}
+    # Beside what was in flight: what was done since the last commit, which comes at least every 2,000 records
+    # but for the 50 ms between two commits and the time that one takes.
+    assert report.duplicates <= IN_FLIGHT + ORDERS // 4, report.explain()
+    committed = await kafka_tools.committed(bootstrap, "billing", "orders")
+    ends = await kafka_tools.end_offsets(bootstrap, "orders")
+    assert {number: one.offset for number, one in committed.items()} == ends
+
+
+# -- FastAPI -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def service(bootstrap: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`uvicorn examples.fastapi_app:api` on a free port: its address, and its process."""
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        descriptor, port = listener.fileno(), listener.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "examples.fastapi_app:api", "--fd", str(descriptor)],
+            cwd=ROOT,
+            env=environment(ASYNCPAR_BOOTSTRAP_SERVERS=bootstrap),
+            pass_fds=(descriptor,),
+        )
+    try:
+        yield f"http://{LOOPBACK}:{port}", process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def answer(client: httpx.AsyncClient, path: str, wanted: dict[str, object]) -> dict[str, object]:
+    """The answer of `path` once it holds `wanted`; the last one when that does not happen in time."""
+    deadline = time.monotonic() + 20
+    while True:
+        found: dict[str, object] = (await client.get(path)).json()
+        if wanted.items() <= found.items() or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.broker
+async def test_fastapi_shows_what_the_consumer_saw(private_broker: KafkaBroker):
+    """Routes and handlers share state; a SIGTERM to the service ends with everything committed."""
+    bootstrap = private_broker.bootstrap
+    await kafka_tools.create_topic(bootstrap, "orders", partitions=2)
+    versions = [
+        Record(b"7", json.dumps({"order_id": 7, "customer": "ada", "cents": cents}).encode())
+        for cents in (100, 200, 300)
+    ]
+    await kafka_tools.produce(bootstrap, "orders", versions)
+    with service(bootstrap) as (address, process):
+        async with httpx.AsyncClient(base_url=address, timeout=BOUND_SECONDS) as client:
+            found = await answer(client, "/orders/7", {"cents": 300})
+            assert found == {"order_id": 7, "customer": "ada", "cents": 300}
+            assert (await client.get("/orders/8")).status_code == 404
+            status = await answer(client, "/consumer-status", {"ready": True})
+            assert status["ready"], status
+            groups = status["groups"]
+            assert isinstance(groups, list)
+            assert sum(partition["hwm"] for partition in groups[0]["partitions"]) == 3
+            ready = await client.get("/readyz")
+            assert (ready.status_code, ready.json()) == (200, [])
+        process.send_signal(signal.SIGTERM)
+        # uvicorn ends with the signal that it was sent, once it has shut down.
+        assert await asyncio.to_thread(process.wait, 20) in {0, -signal.SIGTERM}
+    committed = await kafka_tools.committed(bootstrap, "orders-service", "orders")
+    assert sum(one.offset for one in committed.values()) == 3
+
+
+# -- the ledger of the orders example ------------------------------------------------------------
+
+
+def test_the_orders_ledger_is_one_write_per_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each event reaches the system in one piece: instances can share the file, a kill loses none."""
+    from asyncpar import Record as Handled
+    from examples import orders
+
+    written: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(
+        "examples.orders.os.write", lambda file, text: written.append(text) or write(file, text)
+    )
+    ledger = orders.Ledger(tmp_path / "ledger.jsonl")
+    ledger.write("start", Handled(topic="orders", partition=1, offset=5, key=b"c-1", value=b"{}"))
+    ledger.close()
+    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert (line["event"], line["topic"], line["partition"], line["offset"], line["key"]) == (
+        *("start", "orders", 1, 5),
+        "c-1",
+    )
+    assert len(written) == 1 and written[0].endswith(b"\n")
