@@ -68,9 +68,7 @@ class Backpressure:
             if partition.is_open and not partition.backpressure and not _near_cap(partition):
                 wanted.append(partition)
         group_quantum = _quantum(limits.poll_batch_size, limits.max_in_flight)
-        self.records_active = _hysteresis(
-            self.records_active, in_flight, limits.max_in_flight, group_quantum
-        )
+        self.records_active = _hysteresis(self.records_active, in_flight, limits.max_in_flight, group_quantum)
         self._judge_bytes(partitions)
         if self.records_active or self.bytes_active:
             return [], 0

@@ -57,9 +57,7 @@ class Encoded:
     truncated: bool
 
 
-def encode(
-    partition: TopicPartition, hwm: int, runs: Sequence[Run], max_chars: int = MAX_CHARS
-) -> Encoded:
+def encode(partition: TopicPartition, hwm: int, runs: Sequence[Run], max_chars: int = MAX_CHARS) -> Encoded:
     """Metadata for a commit of `hwm` with `runs` done above it. An empty text for no runs."""
     if not runs:
         return Encoded("", False)

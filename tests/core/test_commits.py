@@ -205,6 +205,29 @@ def test_near_the_cap_only_records_below_the_highest_done_offset_start() -> None
     assert take(handler) is not None
 
 
+def test_the_gate_stays_closed_until_there_is_room_again() -> None:
+    """Hysteresis: closed above three quarters of the limit, open again at half of it."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    deliver(partition, records(*range(2_000)))
+    running = take_all(handler)
+    lengths = []
+    for done in random.Random(6).sample(range(1, 2_000), 1_000):
+        settle_success(running[done])
+    text_of = draft(partition, budget)
+    assert text_of is not None
+    budget.max_chars = len(text_of.committed.metadata) + 1
+    for vp in running:
+        settle_success(vp)
+        made = draft(partition, budget)
+        assert made is not None
+        lengths.append((len(made.committed.metadata), queues_of(partition).start_below == ANY_OFFSET))
+    closed = [length for length, is_open in lengths if not is_open]
+    opened_at = next(length for length, is_open in lengths if is_open)
+    assert max(closed) > budget.max_chars * 0.75
+    assert budget.max_chars * 0.4 < opened_at <= budget.max_chars * 0.5 < min(closed)
+
+
 def test_the_gate_follows_when_what_lies_above_it_is_too_long_by_itself() -> None:
     """Holes in what was fetched before the gate closed may fill the metadata with nothing done at all.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import random
+import re
 import string
 import time
 import tracemalloc
@@ -151,19 +153,33 @@ def test_every_limit_is_kept() -> None:
         _check_truncation(7, runs, max_chars)
 
 
-@pytest.mark.parametrize("length", [3, 1 << 30], ids=["dense", "sparse"])
-def test_long_runs_are_cut_at_many_limits(length: int) -> None:
-    """Runs that never fit as a whole are cut at the limit, highest first; little room is wasted."""
-    chance = random.Random(2)
-    count = 400 if length > 3 else 12_000
-    runs = _from_lengths(
-        0, [(chance.randrange(1, length), chance.randrange(1, length)) for _ in range(count)]
-    )
-    assert encode(TP, 0, runs).truncated
-    assert len(encode(TP, 0, runs).text) > MAX_CHARS * 0.75
-    stride = 61 if length > 3 else 2_039
-    for max_chars in range(0, MAX_CHARS + 1, stride):
+def _coin_runs(chance: random.Random, count: int) -> list[Run]:
+    """Runs of an incompressible bitmap: every offset is done or not by the toss of a coin."""
+    tosses = "".join(f"{chance.getrandbits(1):b}" for _ in range(count * 4))
+    found = re.finditer("1+", tosses)
+    return [(1 + match.start(), 1 + match.end()) for match in itertools.islice(found, count)]
+
+
+def test_dense_runs_are_cut_at_many_limits() -> None:
+    """Where a bitmap is the shortest form, it is cut at the limit, highest runs first; little room is wasted."""
+    runs = _coin_runs(random.Random(2), 8_000)
+    for max_chars in (0, 18, 19, 24, 25, 26, 100, 101, 2_000, 4_095, MAX_CHARS):
         _check_truncation(0, runs, max_chars)
+    encoded = encode(TP, 0, runs)
+    assert encoded.truncated
+    assert len(encoded.text) > MAX_CHARS - 20
+
+
+def test_sparse_runs_are_cut_at_many_limits() -> None:
+    """The same where varints are the shortest form."""
+    chance = random.Random(2)
+    lengths = [(chance.randrange(1, 1 << 30), chance.randrange(1, 1 << 30)) for _ in range(400)]
+    runs = _from_lengths(0, lengths)
+    for max_chars in range(0, MAX_CHARS + 1, 61):
+        _check_truncation(0, runs, max_chars)
+    encoded = encode(TP, 0, runs)
+    assert encoded.truncated
+    assert len(encoded.text) > MAX_CHARS - 20
 
 
 @bounded(60)

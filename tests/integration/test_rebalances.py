@@ -108,7 +108,9 @@ async def test_a_member_killed_under_load_is_replaced_by_the_others(
 async def test_calls_that_outlast_the_grace_are_cancelled_and_run_again_elsewhere(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
-    """When a member joins, calls that do not end within the grace are cancelled, not committed, and run again."""
+    """When a member joins, calls that do not end within the grace are cancelled, not committed, and run
+    again.
+    """
     topic = make_topic(partitions=2)
     records = [kafka_tools.Record(b"k%d" % n, b"", partition=n % 2) for n in range(40)]
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)
