@@ -90,6 +90,7 @@ def test_a_sigterm_ends_the_load_and_proves_what_was_produced(tmp_path: Path):
     """The first signal stops the load; what is left is drained and the proof still holds."""
     with started(tmp_path, "--seconds", "0") as process:
         read_until(process, "  load  ")
+        read_until(process, "  load  ")  # a second later
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=BOUND_SECONDS)
     assert process.returncode == 0, out

@@ -161,7 +161,7 @@ def _coin_runs(chance: random.Random, count: int) -> list[Run]:
 
 
 def test_dense_runs_are_cut_at_many_limits() -> None:
-    """Where a bitmap is the shortest form, it is cut at the limit, highest runs first; little room is wasted."""
+    """Where a bitmap is shortest it is cut at the limit, highest runs first; little room is wasted."""
     runs = _coin_runs(random.Random(2), 8_000)
     for max_chars in (0, 18, 19, 24, 25, 26, 100, 101, 2_000, 4_095, MAX_CHARS):
         _check_truncation(0, runs, max_chars)
@@ -179,7 +179,7 @@ def test_sparse_runs_are_cut_at_many_limits() -> None:
         _check_truncation(0, runs, max_chars)
     encoded = encode(TP, 0, runs)
     assert encoded.truncated
-    assert len(encoded.text) > MAX_CHARS - 20
+    assert len(encoded.text) > MAX_CHARS * 0.85
 
 
 @bounded(60)

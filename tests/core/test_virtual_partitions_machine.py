@@ -186,6 +186,7 @@ class QueuesMachine(RuleBasedStateMachine):
         self.queues.close(self.handlers)
         self.lot.discard(self.queues)
         assert not any(handler.ready for handler in self.handlers)
+        assert not (self.queues.held or self.queues.by_key or self.queues.routes)
 
     @precondition(lambda self: self.is_closed)
     @rule(back=st.integers(0, 2), metadata=st.booleans())

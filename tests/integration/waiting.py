@@ -16,6 +16,7 @@ from tests import kafka_tools
 
 WAIT_SECONDS = 30.0
 _LOOK_SECONDS = 0.03
+_PID_FIELD = 6  # of a line in the ledger
 
 
 async def eventually(condition: Callable[[], Any], what: str, timeout_seconds: float = WAIT_SECONDS) -> Any:
@@ -35,9 +36,11 @@ def ended_calls(ledger: Path, pid: int | None = None) -> int:
     """How many calls have ended well so far, in all or in process `pid`; cheap enough to ask again and
     again.
     """
-    writer = b"" if pid is None else b"\t%d\t" % pid
-    lines = ledger.read_bytes().split(b"\n")
-    return sum(line.startswith(b"end\t") and writer in line for line in lines)
+    ends = [line for line in ledger.read_bytes().split(b"\n") if line.startswith(b"end\t")]
+    if pid is None:
+        return len(ends)
+    writer = b"%d" % pid
+    return sum(line.split(b"\t")[_PID_FIELD] == writer for line in ends)
 
 
 async def until_ended(ledger: Path, count: int, timeout_seconds: float = WAIT_SECONDS) -> None:
