@@ -77,6 +77,7 @@ class Load:
                 }
             )
             self._produce(producer)
+            self.is_held_back = False
             producer.flush(FLUSH_SECONDS)
         except KafkaException as error:
             self.failure = error

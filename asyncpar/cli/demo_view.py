@@ -131,9 +131,10 @@ def line(moment: Moment) -> str:
 
 
 def _longest(partitions: tuple[PartitionStatus, ...]) -> str:
-    worst = max(partitions, key=lambda one: one.blocking_duration_seconds)
-    if worst.blocking_offset is None:
+    blocked = [one for one in partitions if one.blocking_offset is not None]
+    if not blocked:
         return "nothing blocks a commit"
+    worst = max(blocked, key=lambda one: one.blocking_duration_seconds)
     return (
         f"partition {worst.partition} blocked at {worst.blocking_offset} for "
         f"{worst.blocking_duration_seconds:.1f} s by {_who(worst)}"

@@ -72,7 +72,7 @@ class Backpressure:
         self._judge_bytes(partitions)
         if self.records_active or self.bytes_active:
             return [], 0
-        return wanted, min(quantum, group_quantum) if wanted else 0
+        return wanted, quantum if wanted else 0
 
     def admitted(self, records: Iterable[RawRecord]) -> None:
         """These were let in: raises the bound that saves counting bytes at every completion."""

@@ -109,21 +109,21 @@ class GroupRuntime:
             finally:
                 if ender is not None:
                     ender.cancel()
-                drained = await self._finish()
+                cut_off = await self._finish()
             if self._fatal.done():
                 raise self._fatal.result()
-            self._judge(drained, until_end)
+            self._judge(cut_off, until_end)
         finally:
             await self._end_pools()
 
-    def _judge(self, drained: bool, until_end: bool) -> None:
+    def _judge(self, cut_off: str | None, until_end: bool) -> None:
         halted = self._halted_at_end
         if until_end and halted:
             raise DrainIncompleteError(
                 f"halted before the end: {', '.join(halted)}; see the errors logged above"
             )
-        if not drained:
-            left = ", ".join(self.unfinished()) or "the last commit was not acknowledged"
+        if cut_off is not None:
+            left = ", ".join([cut_off, *self.unfinished()])
             raise DrainIncompleteError(
                 f"group {self.state.group} stopped with work unfinished ({left}); "
                 "it runs again after a restart"
@@ -222,8 +222,8 @@ class GroupRuntime:
 
     # -- the stop ----------------------------------------------------------------------------
 
-    async def _finish(self) -> bool:
-        """Drain, commit, leave, close; True when nothing was cut off."""
+    async def _finish(self) -> str | None:
+        """Drain, commit, leave, close; what was cut off, or None."""
         state, session = self.state, self.session
         assert session is not None
         self._halted_at_end = [
@@ -237,10 +237,10 @@ class GroupRuntime:
         if self._fatal.done():
             self._hurry.set()
         wait_s = state.config.shutdown_drain_timeout_ms / 1000
-        drained = await session.drain(state.clock.monotonic() + wait_s, self._hurry)
+        cut_off = await session.drain(state.clock.monotonic() + wait_s, self._hurry)
         await session.close()
         state.phase = "failed" if self._fatal.done() else "stopped"
-        return drained
+        return cut_off
 
     async def _end_pools(self) -> None:
         for pool in self.state.pools:

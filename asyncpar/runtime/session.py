@@ -82,8 +82,8 @@ class Session:
         """True while the poller's task lives."""
         return self._polling is not None and not self._polling.done()
 
-    async def drain(self, deadline: float, hurry: asyncio.Event) -> bool:
-        """Let what runs end and commit it; True when nothing was cut off and all is stored.
+    async def drain(self, deadline: float, hurry: asyncio.Event) -> str | None:
+        """Let what runs end and commit it. None when all of it was done and is stored, else what was not.
 
         `hurry` cancels what runs at once.
         """
@@ -97,7 +97,9 @@ class Session:
             if self._state.partitions.get(partition.tp) is partition:
                 self.rebalancer.leave_behind([partition])
         self._state.token = None
-        return drained and stored
+        if not drained:
+            return "running handlers were cancelled"
+        return None if stored else "the last commit was not acknowledged"
 
     async def close(self) -> None:
         """End the tasks and the consumer, within a bound, whatever the broker does."""

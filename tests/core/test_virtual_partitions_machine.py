@@ -85,7 +85,8 @@ class QueuesMachine(RuleBasedStateMachine):
             for record in fresh:
                 self.queues.enqueue_one(record, record.key, self._handler_of(record))
         else:
-            assert self.queues.enqueue(iter(fresh), key_of) is None
+            # A plain order by key is passed as None: both ways must queue alike.
+            assert self.queues.enqueue(iter(fresh), key_of if self.generation % 2 else None) is None
 
     # -- the workers -------------------------------------------------------------------------
 

@@ -410,7 +410,7 @@ async def test_a_stop_cancels_what_does_not_end_and_says_so() -> None:
 
     async with Running(consumer, handler(handle), shutdown_drain_timeout_ms=50) as run:
         await until(lambda: bool(run.runtime.unfinished()))
-        with pytest.raises(DrainIncompleteError):
+        with pytest.raises(DrainIncompleteError, match="running handlers were cancelled"):
             await run.stop()
     assert cancelled.is_set()
     assert consumer.stored.get(T0, Committed(0, "")).offset == 0
