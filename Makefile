@@ -74,6 +74,7 @@ lock: $(STAMP)  ## pin the newest versions that pyproject.toml allows
 	@$(BIN)/pip-compile --quiet --upgrade --extra demo --extra fastapi --extra msgspec --extra uvloop --extra dev \
 		--generate-hashes --allow-unsafe --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-options --output-file requirements-dev.lock pyproject.toml
+	@sed -i '1i # Everything that the demo, the tests, the docs and the build need, pinned with hashes. Made by `make lock`.' requirements-dev.lock
 
 clean:  ## remove .venv and what tools left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage site build dist
