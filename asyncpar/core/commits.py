@@ -129,6 +129,15 @@ def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
     return Draft(partition, partition.generation, committed, encoded.truncated)
 
 
+def is_stored(partition: Partition, budget: MetadataBudget) -> bool:
+    """True when the broker has all that is known of `partition`, also when that is no longer ours."""
+    tracker = partition.tracker
+    if tracker is None:
+        return True
+    encoded = encode(partition.tp, tracker.hwm, tracker.done_runs(), budget.max_chars)
+    return partition.acknowledged == Committed(tracker.hwm, encoded.text)
+
+
 def drafts(partitions: Iterable[Partition], budget: MetadataBudget) -> list[Draft]:
     """What to commit now, of all partitions in one breath."""
     return [made for partition in partitions if (made := draft(partition, budget)) is not None]

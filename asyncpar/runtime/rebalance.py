@@ -60,7 +60,8 @@ class Rebalancer:
         fresh = sorted(tp for tp in partitions if tp not in state.partitions)
         for tp in fresh:
             state.partitions[tp] = Partition(tp, state.generations.next(tp))
-        state.phase = "joined"
+        if not state.stopping:
+            state.phase = "joined"
         for topic in sorted({tp.topic for tp in fresh}):
             conflict = state.route_conflict(topic)
             if conflict is not None:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from asyncpar.core.commits import is_stored
 from asyncpar.errors import EngineError
 from asyncpar.ports import Consumer, Subscription
 from asyncpar.records import TopicPartition
@@ -92,7 +93,10 @@ class Session:
         stored = True
         if partitions:
             bound = self._state.clock.monotonic() + CONSUMER_STOP_SECONDS
-            stored = await self.committer.final(partitions, bound)
+            # A revoke that came in between has committed and released them; then there is no token for us.
+            stored = await self.committer.final(partitions, bound) or all(
+                is_stored(partition, self._state.metadata_budget) for partition in partitions
+            )
         for partition in partitions:
             if self._state.partitions.get(partition.tp) is partition:
                 self.rebalancer.leave_behind([partition])

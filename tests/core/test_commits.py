@@ -14,6 +14,7 @@ from asyncpar.core.commits import (
     by_partition,
     draft,
     drafts,
+    is_stored,
     settle,
 )
 from asyncpar.core.offset_codec import MAX_CHARS
@@ -87,6 +88,25 @@ def test_what_the_broker_has_is_not_committed_again() -> None:
     stored = commit_until_stored(partition, budget, MAX_CHARS)
     assert stored is not None
     assert (stored.offset, runs_of(stored)) == (0, [(1, 2)])
+
+
+def test_is_stored_compares_what_is_known_with_what_the_broker_has() -> None:
+    """Also for a partition that was released meanwhile; one that never opened has nothing to store."""
+    budget = MetadataBudget()
+    assert is_stored(Partition(TP, 1), budget)
+    handler = ReadyQueue("bill")
+    partition = opened(route=handler)
+    deliver(partition, records(0, 1))
+    running = take_all(handler)
+    commit_until_stored(partition, budget, MAX_CHARS)
+    assert is_stored(partition, budget)
+    settle_success(running[1])
+    assert not is_stored(partition, budget)
+    settle_success(running[0])
+    assert not is_stored(partition, budget)
+    commit_until_stored(partition, budget, MAX_CHARS)
+    partition.apply(Event.LOSE)
+    assert is_stored(partition, budget)
 
 
 def test_only_partitions_with_offsets_of_their_own_are_committed() -> None:

@@ -63,6 +63,36 @@ async def test_a_stop_under_load_repeats_nothing(
     assert len(places(events, "start", {first.pid, second.pid})) == 6000, "no call was cancelled either"
 
 
+async def test_a_stop_in_the_middle_of_a_rebalance_is_clean(
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+) -> None:
+    """When the revoke commits what the stop was waiting for, nothing is unfinished: code 0, no record
+    twice.
+    """
+    topic = make_topic(partitions=2)
+    records = [kafka_tools.Record(b"k%d" % n, b"", partition=n % 2) for n in range(40)]
+    produced = await kafka_tools.produce(broker.bootstrap, topic, records)
+    plan = Plan(topic, str(ledger_path), work_ms=1, stuck=(3,))
+    leaving = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=15_000)
+    await until_ended(ledger_path, 38)
+    staying = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=15_000)
+
+    async def drains_for_the_other() -> bool:
+        status = await asyncio.to_thread(leaving.partition)
+        return status is not None and status["state"] == "draining"
+
+    await eventually(drains_for_the_other, "the revoke waits for the stuck calls")
+    leaving.send(signal.SIGTERM)
+    await eventually(lambda: "SIGTERM: stopping" in leaving.log, "the signal was heard")
+    plan.release.touch()
+    assert await asyncio.to_thread(leaving.ended) == 0, leaving.log
+    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    assert await asyncio.to_thread(staying.stop) == 0, staying.log
+    report = check(ledger_path, produced)
+    assert report.is_ok, report.explain()
+    assert report.duplicates == 0
+
+
 async def test_a_second_signal_ends_a_stuck_stop_at_once(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
 ) -> None:
