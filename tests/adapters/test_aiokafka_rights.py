@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -71,6 +72,19 @@ def _grant(admin: AdminClient) -> None:
     ]
     for future in admin.create_acls(rights).values():
         future.result(20)
+    # The controller has them now; the broker's authorizer hears of them a little later.
+    deadline = time.monotonic() + 20
+    of_reader = AclBindingFilter(
+        ResourceType.ANY,
+        None,
+        ResourcePatternType.ANY,
+        "User:reader",
+        "*",
+        AclOperation.ANY,
+        AclPermissionType.ANY,
+    )
+    while len(admin.describe_acls(of_reader).result(20)) < len(rights):
+        assert time.monotonic() < deadline, "the broker has not heard of the rights"
 
 
 def login(user: str, password: str | None = None) -> dict[str, Any]:
