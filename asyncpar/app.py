@@ -34,6 +34,7 @@ from asyncpar.middleware import Middleware
 from asyncpar.ports import ConsumerFactory
 from asyncpar.records import TopicPartition
 from asyncpar.runtime import health, snapshots
+from asyncpar.runtime.group_state import Clock
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import Settings
 from asyncpar.settings_checks import check_names
@@ -78,6 +79,7 @@ class App:
         self._middlewares = tuple(middlewares)
         self._on_fatal = on_fatal
         self._consumers = consumers
+        self._clock: Clock | None = None  # a simulated app brings its own time and chance
         self._given = settings
         self._specs: list[TopicSpec] = []
         self._loaded: Loaded | None = None
@@ -186,10 +188,8 @@ class App:
 
     def _runtime(self, group: DeclaredGroup, state: object, threads: Threads) -> GroupRuntime:
         handlers = build_handlers(group, state, self._middlewares, threads)
-        consumers = self._consumers or kafka_consumers(self.settings)
-        return GroupRuntime(
-            group.name, handlers, group.subscription, runtime_config(self.settings), consumers
-        )
+        config, consumers = runtime_config(self.settings), self._consumers or kafka_consumers(self.settings)
+        return GroupRuntime(group.name, handlers, group.subscription, config, consumers, self._clock)
 
     async def _run_groups(self, until_end: bool, on_started: Callable[[], None] | None) -> None:
         """All groups side by side; when one ends badly the others stop, and its error is raised."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncpar.core.backpressure import Limits
 from asyncpar.ports import ConsumerFactory
 from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.settings import Settings
+
+if TYPE_CHECKING:
+    from asyncpar.adapters.aiokafka_config import ClientConfig
 
 
 def runtime_config(settings: Settings) -> RuntimeConfig:
@@ -31,13 +34,27 @@ def runtime_config(settings: Settings) -> RuntimeConfig:
 
 def kafka_consumers(settings: Settings) -> ConsumerFactory:
     """Makes consumers on aiokafka; the client is imported when the first app is about to run."""
-    from asyncpar.adapters.aiokafka_config import ClientConfig
     from asyncpar.adapters.aiokafka_consumer import AiokafkaConsumer
 
-    names = [name for name in ClientConfig.__dataclass_fields__ if hasattr(settings, name)]
-    values = {name: _plain(getattr(settings, name)) for name in names}
-    config = ClientConfig(**values)
+    config = _client_config(settings)
     return lambda group: AiokafkaConsumer(config, group)
+
+
+def check_client(settings: Settings) -> None:
+    """All that the client's adapter checks before it connects; reads the files for TLS.
+
+    Raises ConfigurationError.
+    """
+    from asyncpar.adapters.aiokafka_security import security_options
+
+    security_options(_client_config(settings))
+
+
+def _client_config(settings: Settings) -> ClientConfig:
+    from asyncpar.adapters.aiokafka_config import ClientConfig
+
+    names = [name for name in ClientConfig.__dataclass_fields__ if hasattr(settings, name)]
+    return ClientConfig(**{name: _plain(getattr(settings, name)) for name in names})
 
 
 def _plain(value: Any) -> Any:

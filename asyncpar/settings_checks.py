@@ -51,13 +51,19 @@ class Contradiction(NamedTuple):
 
 def suggestion(name: str, known: Collection[str] = KNOBS) -> str:
     """`; did you mean x?` for the nearest known name, or an empty string."""
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(name: str, known: Collection[str] = KNOBS) -> str | None:
+    """The known name that `name` is most like, or None."""
     plain = name.lower().replace("-", "_")
     elsewhere = _NAMES_ELSEWHERE.get(plain)
     if elsewhere in known:
-        return f"; did you mean {elsewhere}?"
+        return elsewhere
     by_lowered = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(plain, by_lowered, n=1, cutoff=0.6)
-    return f"; did you mean {by_lowered[near[0]]}?" if near else ""
+    return by_lowered[near[0]] if near else None
 
 
 def check_names(values: Iterable[str], where: str = "App(...)") -> None:

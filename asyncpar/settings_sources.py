@@ -18,7 +18,7 @@ from dotenv.parser import parse_stream
 
 from asyncpar.errors import SettingError
 from asyncpar.settings import KNOBS, Settings
-from asyncpar.settings_checks import check_names, checked, contradictions, parsed, suggestion
+from asyncpar.settings_checks import check_names, checked, contradictions, nearest, parsed, suggestion
 
 PREFIX = "ASYNCPAR_"
 ENVIRONMENT_VARIABLE = "ASYNCPAR_ENV"
@@ -221,7 +221,7 @@ def _unknown_variables(variables: Mapping[str, str]) -> tuple[str, ...]:
     """One warning for all prefixed variables that are no setting, or none."""
     known = {PREFIX + name.upper() for name in KNOBS}
     unknown = [
-        f"{name}{suggestion(name, known)}"
+        f"{name}{_variable_meant(name)}"
         for name in sorted(variables)
         if name.startswith(PREFIX) and not name.startswith(_RESERVED_PREFIX)
         if name not in known and name not in _RESERVED
@@ -229,6 +229,12 @@ def _unknown_variables(variables: Mapping[str, str]) -> tuple[str, ...]:
     if not unknown:
         return ()
     return (f"ignored, no such setting: {', '.join(unknown)}",)
+
+
+def _variable_meant(name: str) -> str:
+    # Without the prefix, which would make any two variables similar.
+    near = nearest(name.removeprefix(PREFIX))
+    return f"; did you mean {PREFIX}{near.upper()}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "on_decode_error": get_args(OnDecodeError),
     "on_revoke": get_args(OnRevoke),
 }
+_BACK_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\(\?\(\d)")
 _RETRY_KEYS = ("attempts", "base_ms", "max_ms")
 OVERRIDABLE = frozenset({"concurrency", *_RETRY_KEYS, *_CHOICES})
 """What a settings table `[handlers."name"]` may say."""
@@ -212,7 +213,7 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
 
     Args:
         topics: names of topics.
-        pattern: regular expression that a topic's whole name must match.
+        pattern: regular expression that a topic's whole name must match; no back-references.
         group: consumer group.
         order: "key", "partition", "unordered", or a function `f(topic, raw)` that returns the ordering
             key as bytes or str, None for a record without one; if it raises, the record is undecodable.
@@ -229,6 +230,7 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
         on_revoke: calls that run when their partition is taken away: "cancel" after the grace, or "keep".
         task_per_record: run each call in an asyncio task of its own, for code keyed on the current task.
     """
+    _check_strings("@topic", topics)  # Now: `@topic` without parentheses gets no further.
     declare = functools.partial(
         TopicSpec,
         topics=topics,
@@ -321,11 +323,16 @@ def _check_word(where: str, name: str, value: object) -> None:
         _refuse(where, f"{name}={value!r} must be a string that is not empty")
 
 
-def _check_topics(where: str, topics: Sequence[object]) -> None:
+def _check_strings(where: str, topics: Sequence[object]) -> None:
     for name in topics:
         if not isinstance(name, str):
             hint = 'write @topic("orders", "refunds"), with parentheses and each name an argument of its own'
             _refuse(where, f"a topic's name is a string, got {type(name).__name__}; {hint}")
+
+
+def _check_topics(where: str, topics: Sequence[str]) -> None:
+    _check_strings(where, topics)
+    for name in topics:
         if name in {".", ".."} or not _LEGAL_TOPIC.fullmatch(name):
             rule = "1 to 249 characters of a-z A-Z 0-9 . _ -"
             _refuse(where, f"{name!r} is no legal topic name ({rule}); for a regular expression use pattern=")
@@ -343,6 +350,9 @@ def _check_pattern(where: str, pattern: object) -> None:
         _refuse(where, f"pattern={pattern!r} does not compile: {error}; write flags as (?i:...)")
     if compiled.groupindex:
         _refuse(where, f"pattern={pattern!r} has a named group; write (?:...)")
+    if _BACK_REFERENCE.search(pattern):
+        # Joined with others its groups get other numbers, and it would match other topics than here.
+        _refuse(where, f"pattern={pattern!r} refers to a group by its number; write the choices out")
 
 
 def _check_choice(where: str, name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -84,6 +84,11 @@ def test_unprefixed_variables_are_never_read():
     assert loaded.warnings == ()
 
 
+def test_the_prefix_alone_makes_no_variable_similar_to_another():
+    """Only what stands behind ASYNCPAR_ is compared: nobody meant GROUP by XX."""
+    assert load(env={"ASYNCPAR_XX": "1"}).warnings == ("ignored, no such setting: ASYNCPAR_XX",)
+
+
 def test_unknown_variables_give_one_warning_with_suggestions():
     """What an orchestrator injects does not end the run, and a typo is seen."""
     loaded = load(env={"ASYNCPAR_SERVICE_HOST": "10.0.0.1", "ASYNCPAR_GRUOP": "x"})

@@ -138,7 +138,14 @@ def test_topic_without_parentheses_says_what_to_write() -> None:
     """`@topic` alone hands the function over as a topic's name."""
     bare: Any = topic
     with pytest.raises(HandlerError, match=r'write @topic\("orders"'):
-        bare(_on_loop)(_in_thread)
+        bare(_on_loop)
+
+
+def test_a_list_of_topics_is_refused_before_anything_is_decorated() -> None:
+    """What is refused only once a function is there would let `@topic` alone swallow a handler."""
+    several: Any = ["orders", "refunds"]
+    with pytest.raises(HandlerError, match="got list"):
+        topic(several)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,22 @@ def test_a_pattern_stands_alone_or_beside_names() -> None:
     assert (both.topics, both.pattern) == (("orders",), "audit-.*")
 
 
-@pytest.mark.parametrize("pattern", ["audit-(", "(?i)audit", "(?P<x>a)", "", re.compile("a"), 3], ids=repr)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "audit-(",
+        "(?i)audit",
+        "(?P<x>a)",
+        "",
+        re.compile("a"),
+        3,
+        # Numbers of groups change when patterns are joined.
+        r"(a|b)-\1",
+        r"(a)?-(?(1)b|c)",
+        r"\\(a)\1",
+    ],
+    ids=repr,
+)
 def test_patterns_that_no_union_can_hold_are_refused(pattern: Any) -> None:
     """A group subscribes to one union of its patterns: each must compile as a part of it."""
     with pytest.raises(HandlerError, match="pattern="):
@@ -417,3 +439,9 @@ def test_an_order_function_that_fails_makes_the_record_undecodable() -> None:
             function("orders", Raw())
         assert "secret" not in str(caught.value)
         assert (caught.value.__cause__ is None) is message.startswith("returned")
+
+
+@pytest.mark.parametrize("pattern", [r"(a|b)-\d+", r"a\\1", r"(?:a|b){1,2}"], ids=repr)
+def test_groups_and_escapes_without_a_back_reference_are_fine(pattern: str) -> None:
+    """Only what refers to a group by its number is refused."""
+    assert spec_with(pattern=pattern).pattern == pattern

@@ -103,6 +103,7 @@ def _configure_logging(view: View) -> None:
     from rich.logging import RichHandler
 
     from asyncpar.cli.demo_app import PartnerError
+    from asyncpar.cli.logs import quiet_first_lookups
 
     def is_news(record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], PartnerError))
@@ -112,6 +113,7 @@ def _configure_logging(view: View) -> None:
         handler = RichHandler(console=view.console, show_path=False)
     handler.addFilter(is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    quiet_first_lookups()
 
 
 async def _run(request: DemoRequest, view: View) -> int:

@@ -11,6 +11,7 @@ import json
 import logging
 import logging.config
 import re
+import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _MARK = "***"
 _SHORTEST_SECRET = 4
 """Shorter secrets are not searched for: they would black out ordinary words."""
+LOOKUP_FAILED = "Group Coordinator Request failed: %s"
+"""What aiokafka logs as an error whenever it does not learn the group's coordinator, also if it asks on."""
+_COORDINATOR_LOGGER = "aiokafka.consumer.group_coordinator"
+_LOOKUP_SECONDS = 10.0
+"""How long failing lookups are ordinary: a fresh cluster makes its topic of offsets at the first join."""
 _CREDENTIALS = re.compile(
     r"""(?P<name>\b\w*(?:password|passwd|passphrase|secret|api_key|access_token)["']?\s*[=:]\s*)"""
     r"""(?:"[^"]*"|'[^']*'|[^\s,;)}\]]+)""",
@@ -82,6 +88,40 @@ class SecretFilter(logging.Filter):
         return self.redacted(str(value))
 
 
+class LookupFilter(logging.Filter):
+    """Lowers the client's failed lookups of a coordinator to DEBUG while they are those of a start.
+
+    Those that go on for longer than `_LOOKUP_SECONDS`, or that the client does not repeat, stay errors. Sits
+    on the client's logger.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first = self._last = -_LOOKUP_SECONDS
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a record that is lowered below what is logged."""
+        error = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if record.msg != LOOKUP_FAILED or not getattr(error, "retriable", False):
+            return True
+        now = time.monotonic()
+        if now - self._last > _LOOKUP_SECONDS:
+            self._first = now
+        self._last = now
+        if now - self._first > _LOOKUP_SECONDS:
+            return True
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+def quiet_first_lookups() -> None:
+    """Put a `LookupFilter` on the client's logger, in place of an earlier one."""
+    logger = logging.getLogger(_COORDINATOR_LOGGER)
+    for earlier in [each for each in logger.filters if isinstance(each, LookupFilter)]:
+        logger.removeFilter(earlier)
+    logger.addFilter(LookupFilter())
+
+
 class TextFormatter(logging.Formatter):
     """`2030-01-31T12:00:00.123Z INFO    asyncpar.runtime: message key=value`, in UTC."""
 
@@ -137,6 +177,9 @@ def configure(loaded: Loaded) -> None:
         _apply_file(Path(settings.log_config))
     elif not root.handlers or loaded.is_explicit("log_level") or loaded.is_explicit("log_format"):
         _apply(settings, root)
+    quiet_first_lookups()
+    # Else `warnings.warn` writes to stderr beside the log, whatever its form.
+    logging.captureWarnings(True)
     secret_filter = SecretFilter(secret_values(settings))
     for handler in _handlers():
         handler.addFilter(secret_filter)

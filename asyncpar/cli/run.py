@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from asyncpar import __version__
-from asyncpar.cli.reports import report
+from asyncpar.cli.reports import last_words, report
 from asyncpar.errors import EngineError, SettingError
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ _CANCEL_SECONDS = 10.0
 """How long the app may take to end after a second signal before the whole run is cancelled."""
 _LEFTOVERS_SECONDS = 2.0
 """How long tasks and threads that nobody waits for may take to end, before the process ends without them."""
+
+
+_ECHO_SECONDS = 0.25
+"""A signal that comes again this soon is its own echo: `timeout` signals a process, then its group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +158,12 @@ def _announce(app: App, target: str, loaded: Loaded, *, check: bool) -> None:
     Raises ConfigurationError for handlers that contradict each other or the settings, and for `--check` also
     for what the client would refuse at its start.
     """
-    from asyncpar.assembly import kafka_consumers
+    from asyncpar.assembly import check_client
     from asyncpar.cli.banner import banner, banner_fields, handler_table
 
     groups = app.groups()
     if check:
-        kafka_consumers(loaded.settings)
+        check_client(loaded.settings)
         click.echo("\n".join(handler_table(groups)))
     elif loaded.settings.log_format == "json":
         log.info("asyncpar %s runs %s", __version__, target, extra=banner_fields(groups, loaded))
@@ -190,13 +195,20 @@ async def live(app: App, *, drain_and_exit: bool) -> int:
 def _signals(app: App, running: asyncio.Task[None]) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM drains, the second cancels, the third ends the process at once.
 
+    The same signal within `_ECHO_SECONDS` counts once.
     Yields the list of signals seen. Python's own handlers and not the loop's: a loop that a handler blocks
     would never hear the third.
     """
     seen: list[int] = []
+    last = 0.0
     loop = running.get_loop()
 
     def heard(number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if seen and seen[-1] == number and now - last < _ECHO_SECONDS:
+            return
+        last = now
         seen.append(number)
         name = signal.Signals(number).name
         if len(seen) == 1:
@@ -253,7 +265,7 @@ def _leftover_threads(threads: ThreadPoolExecutor) -> tuple[str, ...]:
 def _end_now(code: int, stuck: tuple[str, ...]) -> NoReturn:
     """End the process without waiting for what does not end; name it, lose no output."""
     names = ", ".join(stuck) or "nothing known"
-    print(f"asyncpar: ending without waiting for: {names}", file=sys.stderr)
+    last_words(f"ending without waiting for: {names}")
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -51,9 +51,12 @@ def find_app(target: str, *, app_dir: Path, factory: bool) -> Found:
     Raises TargetError when there is none, UserCodeError when the user's code fails.
     """
     place, attribute = _split(target)
-    if not place:
+    is_file = _is_file_name(place)
+    if not (is_file or all(place.split("."))):
         raise TargetError(f"target {target!r} names no module; write module, module:app or dir/file.py")
-    if _is_file_name(place):
+    if attribute.endswith("()"):
+        raise TargetError(f"target {target}: a target is no call; write {target[:-2]} and add --factory")
+    if is_file:
         module = _import_file(_absolute(place, app_dir), place)
     else:
         _put_first(app_dir)
@@ -179,7 +182,7 @@ def _named(module: ModuleType, attribute: str, target: str, factory: bool) -> Fo
     names = [name for name in vars(module) if not name.startswith("_")] + _submodules(module)
     raise TargetError(
         f"target {target}: {_not_an_app(module, attribute, value)}, and there is no module {below}"
-        f"{_near(attribute, names)}"
+        f"{_near(attribute, names) if value is None else ''}"
     )
 
 
@@ -197,8 +200,9 @@ def _not_an_app(module: ModuleType, attribute: str, value: object) -> str:
         return f"{module.__name__} has no App named {attribute}"
     if specs_of(value):
         return f"{attribute} in {module.__name__} is a handler (run its module: {module.__name__})"
+    kind = "a function" if inspect.isroutine(value) else f"an object of type {type(value).__name__}"
     hint = " (if it returns an App, add --factory)" if callable(value) else ""
-    return f"{attribute} in {module.__name__} is a {type(value).__name__}, not an App{hint}"
+    return f"{attribute} in {module.__name__} is {kind}, not an App{hint}"
 
 
 def _made(value: object, module: ModuleType, attribute: str, target: str) -> App:

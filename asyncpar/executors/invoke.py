@@ -7,11 +7,12 @@ that a worker pays only for what a handler uses: a plain handler is one call.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncpar.errors import DecodeError, HandlerFailedError, RecordSkipped
+from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, RecordSkipped
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Call, Middleware, compose
 from asyncpar.records import SUCCESS, Outcome, RawRecord, Record, Verdict
@@ -19,6 +20,13 @@ from asyncpar.signatures import CallPlan
 
 Attempt = Callable[[str, int, RawRecord, int, int], Coroutine[Any, Any, Any]]
 """`(topic, partition, record, attempt, generation)` to a coroutine that runs the handler once."""
+
+
+class ReturnedAwaitableError(HandlerError, DecodeError):
+    """A plain function returned an awaitable, which nothing awaits: its record is not handled.
+
+    It would be so at every attempt. A DecodeError, because that is what halts the partition at once.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +52,24 @@ def invocation(
 
 
 def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
-    function: Callable[..., Any] = plan.spec.function
     if plan.is_async_decoder:
         return _decoding_on_the_loop(plan, state, threads)
     bound = plan.bind(state)
     if threads is not None:
+        in_full = _in_full(plan)
 
         def in_thread(
             topic: str, partition: int, raw: RawRecord, attempt: int, generation: int
         ) -> Coroutine[Any, Any, Any]:
             def call() -> object:
                 args, kwargs = bound(topic, partition, raw, attempt, generation)
-                return function(*args, **kwargs)
+                return in_full(*args, **kwargs)
 
             return threads.run(call)
 
         return in_thread
 
+    function: Callable[..., Any] = plan.spec.function
     if plan.raw_only and plan.accepts_none:
         return lambda topic, partition, raw, attempt, generation: function(raw.value)
 
@@ -89,15 +98,37 @@ def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> A
 def _decoding_on_the_loop(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
     """For an async `decoder=`: awaited on the loop, also when the function runs in a thread."""
     function: Callable[..., Any] = plan.spec.function
+    in_full = _in_full(plan)
     bound = plan.bind_async(state)
 
     async def run(topic: str, partition: int, raw: RawRecord, attempt: int, generation: int) -> object:
         args, kwargs = await bound(topic, partition, raw, attempt, generation)
         if threads is not None:
-            return await threads.run(lambda: function(*args, **kwargs))
+            return await threads.run(lambda: in_full(*args, **kwargs))
         return await function(*args, **kwargs)
 
     return run
+
+
+def _in_full(plan: CallPlan) -> Callable[..., object]:
+    """The plain function of `plan`, refused when it leaves its work to an awaitable that it returns."""
+    function: Callable[..., Any] = plan.spec.function
+    # A setting that passes over what cannot be read must not pass over a handler that did nothing.
+    may_skip = plan.spec.on_decode_error == "skip"
+    refusal = HandlerFailedError if may_skip else ReturnedAwaitableError
+
+    def call(*args: Any, **kwargs: Any) -> object:
+        result: object = function(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            return result
+        if inspect.iscoroutine(result):
+            result.close()
+        raise refusal(
+            f"{plan.spec.where}: returned a {type(result).__name__}, which nothing awaits, so the record is "
+            "not handled; write `async def` and await it"
+        )
+
+    return call
 
 
 def _in_own_task(attempt: Attempt) -> Attempt:

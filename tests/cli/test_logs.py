@@ -1,15 +1,19 @@
 """Logs of a run: their two forms, what is taken out of them, and whose configuration holds."""
 
+import inspect
 import io
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka.consumer import group_coordinator
+from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidGroupIdError
 
-from asyncpar.cli.logs import JsonFormatter, SecretFilter, TextFormatter, configure
+from asyncpar.cli.logs import LOOKUP_FAILED, JsonFormatter, SecretFilter, TextFormatter, configure
 from asyncpar.errors import SettingError
 from asyncpar.settings_sources import load
 
@@ -24,6 +28,7 @@ def own_logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     handlers, level, client_level = root.handlers[:], root.level, client.level
     root.handlers[:] = []
     yield
+    logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(level)
     client.setLevel(client_level)
@@ -213,3 +218,77 @@ def test_the_formatters_work_without_the_filter():
     except ValueError:
         record.exc_info = sys.exc_info()
     assert "ValueError: no" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+@pytest.fixture
+def lookup_log() -> Iterator[logging.Logger]:
+    """The client's logger for its search for the group's coordinator, put back afterwards."""
+    logger = logging.getLogger(group_coordinator.__name__)
+    filters = logger.filters[:]
+    yield logger
+    logger.filters[:] = filters
+
+
+def _lookup_failed(logger: logging.Logger, error: BaseException) -> None:
+    logger.error("Group Coordinator Request failed: %s", error)
+
+
+def test_the_first_lookups_of_a_coordinator_are_no_errors(
+    capsys: pytest.CaptureFixture[str], lookup_log: logging.Logger
+):
+    """A fresh cluster answers "not there yet" for a moment, and the client tries again: DEBUG at most."""
+    configure(load(cli={"log_level": "info"}))
+    _lookup_failed(lookup_log, GroupCoordinatorNotAvailableError())
+    assert capsys.readouterr().err == ""
+    configure(load(cli={"log_level": "debug"}))
+    _lookup_failed(lookup_log, GroupCoordinatorNotAvailableError())
+    assert capsys.readouterr().err.count(" DEBUG   ") == 1
+
+
+def test_what_is_not_tried_again_stays_an_error(
+    capsys: pytest.CaptureFixture[str], lookup_log: logging.Logger
+):
+    """Neither a lookup that the client gives up, nor any other error of it, is made quiet."""
+    configure(load(cli={"log_level": "info"}))
+    _lookup_failed(lookup_log, InvalidGroupIdError())
+    lookup_log.error("Heartbeat session expired")
+    assert capsys.readouterr().err.count(" ERROR   ") == 2
+
+
+def test_lookups_that_go_on_failing_are_errors(
+    capsys: pytest.CaptureFixture[str], lookup_log: logging.Logger, monkeypatch: pytest.MonkeyPatch
+):
+    """After ten seconds it is no start any more; after a quiet time a new one may begin."""
+    now = [1000.0]
+    monkeypatch.setattr("asyncpar.cli.logs.time.monotonic", lambda: now[0])
+    configure(load(cli={"log_level": "info"}))
+    seen = []
+    for moment in (0, 9, 11, 12, 60):
+        now[0] = 1000.0 + moment
+        _lookup_failed(lookup_log, GroupCoordinatorNotAvailableError())
+        seen.append(" ERROR   " in capsys.readouterr().err)
+    assert seen == [False, False, True, True, False]
+
+
+def test_the_client_still_words_it_so():
+    """The filter goes by the client's own text: a new version that words it anew is seen here."""
+    source = inspect.getsource(group_coordinator)
+    assert f'log.error("{LOOKUP_FAILED}", err)' in source
+
+
+def test_warnings_of_python_are_log_lines_too(capsys: pytest.CaptureFixture[str], captured_warnings: None):
+    """In JSON everything on stderr is JSON, `warnings.warn` included."""
+    configure(load(cli={"log_format": "json"}))
+    warnings.warn("odd", RuntimeWarning, stacklevel=1)
+    [line] = capsys.readouterr().err.splitlines()
+    fields = json.loads(line)
+    assert (fields["level"], fields["logger"]) == ("warning", "py.warnings")
+    assert "RuntimeWarning: odd" in fields["message"]
+
+
+@pytest.fixture
+def captured_warnings() -> Iterator[None]:
+    """Warnings are shown, not raised as in the rest of the suite."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        yield

@@ -1,5 +1,6 @@
 """The command line as a whole: every mistake ends with one clear line and the right exit code."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,21 @@ async def first(body: bytes) -> None: ...
 
 @topic("orders", group="billing")
 async def second(body: bytes) -> None: ...
+"""
+
+FAILING_AT_START = """
+from contextlib import asynccontextmanager
+from asyncpar import App
+
+@asynccontextmanager
+async def state(app):
+    raise ValueError("no database")
+    yield
+
+app = App(group="billing", lifespan=state)
+
+@app.topic("orders")
+async def bill(body: bytes) -> None: ...
 """
 
 
@@ -155,6 +171,31 @@ def test_check_refuses_client_options_that_would_break_a_guarantee(tmp_path: Pat
     assert ended.code == 2
     assert len(ended.err.splitlines()) == 1
     assert "enable_auto_commit" in ended.errors[0]
+
+
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
+def test_check_loads_the_files_for_tls(tmp_path: Path, protocol: str):
+    """A file that holds no certificate fails `--check` as it would fail the start, and not only there."""
+    (tmp_path / "ca.pem").write_text("no certificate", encoding="utf-8")
+    settings = [f"security_protocol={protocol}", "ssl_cafile=ca.pem"]
+    if protocol == "SASL_SSL":
+        settings += ["sasl_mechanism=PLAIN", "sasl_username=me", "sasl_password=hush-hush"]
+    options = [part for each in settings for part in ("--set", each)]
+    ended = asyncpar(write(tmp_path, {"good": GOOD}), "run", "good", "--check", *options)
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "ssl_cafile 'ca.pem' holds no PEM certificates" in ended.errors[0]
+
+
+def test_in_json_the_last_line_is_json_too(tmp_path: Path):
+    """A collector of JSON loses neither the error that ended the run nor the traceback that explains it."""
+    options = ("--log-format", "json", "--http-port", "0")
+    ended = asyncpar(write(tmp_path, {"failing": FAILING_AT_START}), "run", "failing", *options)
+    assert ended.code == 1
+    last = [json.loads(line) for line in ended.err.splitlines()][-1]
+    assert (last["level"], last["logger"]) == ("critical", "asyncpar.run")
+    assert last["message"] == "ValueError: no database, failing.py:7; fix it and start again"
+    assert "in state" in last["exception"]
 
 
 def test_an_unknown_variable_warns_once_and_goes_on(tmp_path: Path):

@@ -1,5 +1,6 @@
 """`asyncpar run` as a process: signals, exit codes, and ending although something does not end."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncpar.cli.run import _signals
+from tests.cli.live_app import FakeApp
 from tests.cli.program import BOUND_SECONDS, Ended, asyncpar, environment, write
 
 Start = Callable[[str], "subprocess.Popen[str]"]
@@ -64,6 +67,26 @@ def test_the_second_signal_cancels_and_ends_with_130(start: Start):
     assert _line(process) == "stopping"
     process.send_signal(signal.SIGINT)
     assert _ended(process).code == 130
+
+
+async def test_one_signal_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch):
+    """`timeout asyncpar run`, and others that signal a process and its group, mean a drain, no cancel."""
+    now = [100.0]
+    monkeypatch.setattr("asyncpar.cli.run.time.monotonic", lambda: now[0])
+    app, running = FakeApp("plain"), asyncio.ensure_future(asyncio.sleep(0))
+    with _signals(app, running) as seen:  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 0.01
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+        now[0] += 1
+        signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM] * 2
+    with _signals(app, running) as seen:  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert seen == [signal.SIGTERM, signal.SIGINT]
+    await running
 
 
 def test_the_third_signal_ends_a_process_whose_loop_is_blocked(start: Start):

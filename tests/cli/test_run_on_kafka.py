@@ -130,7 +130,8 @@ async def test_a_second_signal_ends_with_130(
     for line in process.stderr:
         if "SIGINT: stopping" in line:
             break
-    process.send_signal(signal.SIGINT)
+    # Another one than the first: the same one at once is taken for its echo.
+    process.send_signal(signal.SIGTERM)
     ended = _ended(process)
     assert ended.code == 130, ended.err
     assert ("ending without waiting for" in ended.err) == (name == "stubborn"), ended.err

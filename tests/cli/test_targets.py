@@ -155,6 +155,28 @@ def test_a_factory_that_raises_is_the_users_error(tmp_path: Path):
         _find("mine:create", factory=True)
 
 
+def test_a_factory_written_as_a_call_says_what_to_write(tmp_path: Path):
+    """`module:create()` is how other runners want it."""
+    write(tmp_path, {"mine": "def create(): ...\n"})
+    for factory in (False, True):
+        assert _refused("mine:create()", factory=factory).endswith("write mine:create and add --factory")
+
+
+@pytest.mark.parametrize("target", [".", "..", ".mine", "mine..x"])
+def test_a_relative_name_is_refused_as_a_target(tmp_path: Path, target: str):
+    """A dot is no module, and the message of importlib about packages helps nobody."""
+    write(tmp_path, {"mine": "x = 1\n"})
+    assert "names no module; write module, module:app or dir/file.py" in _refused(target)
+
+
+def test_the_name_that_was_given_is_not_proposed(tmp_path: Path):
+    """What exists but is no App needs another fix than its own name."""
+    write(tmp_path, {"mine": "bill = 3\nbills = 4\n"})
+    message = _refused("mine:bill")
+    assert "bill in mine is an object of type int, not an App" in message
+    assert "did you mean" not in message
+
+
 def test_several_apps_must_be_told_apart(tmp_path: Path):
     """A module with two Apps lists what to write."""
     write(tmp_path, {"mine": APP.format("one") + APP.format("two")})
@@ -196,7 +218,7 @@ def test_functions_of_another_app_of_the_module_are_not_left_out(tmp_path: Path)
         ("mine:onn", "did you mean one"),
         ("mine:bill", "bill in mine is a handler (run its module: mine)"),
         ("mine:create", "create in mine is a function, not an App (if it returns an App, add --factory)"),
-        ("mine:SIZE", "SIZE in mine is a int, not an App"),
+        ("mine:SIZE", "SIZE in mine is an object of type int, not an App"),
         (":app", "names no module"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncpar.errors import DecodeError, RecordSkipped, TombstoneError
+from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, RecordSkipped, TombstoneError
 from asyncpar.executors.invoke import invocation
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Call, CallNext
@@ -144,3 +144,36 @@ def test_a_skipped_tombstone_is_an_outcome_for_middlewares() -> None:
 
     outcome = invoke(handle, FakeRecord(0, value=None), middlewares=[passing], tombstones="skip")
     assert outcome.verdict is Verdict.SKIPPED
+
+
+@pytest.mark.parametrize("async_decoder", [True, False])
+def test_a_plain_function_that_returns_an_awaitable_has_not_handled_its_record(async_decoder: bool) -> None:
+    """Nothing would await it: the record halts its partition at once, and the message says what to write."""
+
+    async def send(value: bytes) -> None:
+        raise AssertionError
+
+    async def decoder(name: str, raw: RawRecord) -> bytes:
+        return raw.value or b""
+
+    def handle(value: bytes) -> object:
+        return send(value)
+
+    options: dict[str, Any] = {"decoder": decoder} if async_decoder else {}
+    with pytest.raises(HandlerError, match="handler handles: returned a coroutine.*async def") as caught:
+        invoke(handle, FakeRecord(0), threads=True, name="handles", **options)
+    # What is undecodable is never retried, which is what such a handler needs as well.
+    assert isinstance(caught.value, DecodeError)
+
+
+def test_a_returned_awaitable_is_not_passed_over_with_what_cannot_be_decoded() -> None:
+    """on_decode_error="skip" says nothing about handlers that do not do their work."""
+
+    async def send() -> None:
+        raise AssertionError
+
+    def handle(value: bytes) -> object:
+        return send()
+
+    with pytest.raises(HandlerFailedError, match="returned a coroutine"):
+        invoke(handle, FakeRecord(0), threads=True, on_decode_error="skip")
