@@ -91,7 +91,7 @@ class AiokafkaConsumer:
             raise unreachable(
                 self._config, f"the coordinator of group {self._group!r} did not answer"
             ) from err
-        except KafkaError as err:
+        except (KafkaError, ValueError) as err:  # SCRAM raises ValueErrors
             raise final_error(err, self._group) or unreachable(self._config, one_line(err)) from err
         self._offsets = GroupOffsets(self._inside, self._group, self._config.request_timeout_ms / 1000)
         self._fetch = FairFetch(self._consumer, self._inside, self._group, self._config.fetch_max_wait_ms)

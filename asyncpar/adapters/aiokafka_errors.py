@@ -38,6 +38,15 @@ _ANSWERS = {
 }
 COORDINATOR_MOVED = frozenset({15, 16})
 
+
+class FencedInstanceIdError(kafka.KafkaError):  # type: ignore[misc]
+    """Another member holds our group_instance_id. The client knows neither the code nor a name for it."""
+
+
+class TokenError(kafka.KafkaError):  # type: ignore[misc]
+    """The user's token provider failed: no credentials were refused, and it may work the next time."""
+
+
 _CREDENTIALS = (
     kafka.SaslAuthenticationFailed,
     kafka.UnsupportedSaslMechanismError,
@@ -53,6 +62,10 @@ _GROUP_SETTINGS = {
     kafka.InvalidSessionTimeoutError: (
         "the broker does not allow this session_timeout_ms: keep it between group.min.session.timeout.ms "
         "and group.max.session.timeout.ms"
+    ),
+    FencedInstanceIdError: (
+        "another member has its group_instance_id: give each instance an id of its own, and start a "
+        "replacement only when its predecessor has ended"
     ),
     kafka.InvalidGroupIdError: "the broker does not accept this group name: choose another one",
 }
@@ -94,6 +107,8 @@ def refused_credentials(
 ) -> AuthenticationError | None:
     """The error that a user should read when `server` refused us or we refused it; None for any other."""
     for cause in causes(error):
+        if isinstance(cause, TokenError):
+            return None
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = cause.verify_message or one_line(cause)
             return AuthenticationError(

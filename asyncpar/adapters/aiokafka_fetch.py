@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import TopicPartition as ClientPartition
+from aiokafka.errors import CorruptRecordException, KafkaError
 
 from asyncpar.adapters.aiokafka_errors import fetch_error
 from asyncpar.adapters.aiokafka_private import ClientInternals
@@ -71,7 +72,17 @@ class FairFetch:
         try:
             return await self._getmany(asked, 1, timeout_ms)
         except Exception as err:
-            raise fetch_error(err, self._group, None, None) from err
+            culprit = self._unreadable(asked, err)
+            if culprit is None:
+                raise fetch_error(err, self._group, None, None) from err
+            raise self._after_failure(culprit, self._inside.position(culprit), err) from err
+
+    def _unreadable(self, asked: Sequence[Any], err: Exception) -> Any:
+        """The one of `asked` whose records cannot be read, where `err` says that; else None."""
+        if isinstance(err, KafkaError) and not isinstance(err, CorruptRecordException):
+            return None
+        # The client drops each chunk that it has finished and keeps the one that raised.
+        return next(iter(self._inside.buffered(asked)), None)
 
     async def _drain(self, ready: Sequence[Any], taken: dict[Any, list[Any]], budget: int) -> None:
         """Move up to `budget` records of `ready` into `taken`, without suspending."""

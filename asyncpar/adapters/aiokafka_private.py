@@ -8,6 +8,8 @@ other clients of the process keep theirs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import re
 import time
 from collections.abc import Collection, Iterable
@@ -24,21 +26,24 @@ from aiokafka.errors import (
     KafkaError,
     NodeNotReadyError,
     RequestTimedOutError,
+    TopicAuthorizationFailedError,
 )
-from aiokafka.protocol.group import (
-    HeartbeatRequest,
-    JoinGroupRequest,
-    LeaveGroupRequest,
-    SyncGroupRequest,
-)
+from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError, one_line
 from asyncpar.adapters.aiokafka_lease import MembershipClock
 from asyncpar.adapters.aiokafka_shape import require_parts
 
 # The broker answers a JoinGroup when every other member has given its partitions back, and the slowest of
 # them decides: Java clients allow themselves 5 minutes.
 JOIN_TIMEOUT_SECONDS = 300.0
+# While a partition has no leader the client asks for metadata as fast as it is answered: thousands of times a
+# second. Java clients wait this long in between.
+METADATA_SPACING_SECONDS = 0.1
+_UNKNOWN_MEMBER, _FENCED_INSTANCE = 25, 82
+
+log = logging.getLogger(__name__)
 
 
 class _FullMatch:
@@ -76,15 +81,11 @@ class ClientInternals:
         self._coordinator: Any = None
         self._counts: dict[str, int] = {}
         self._transports: list[Any] = []
+        self._fenced: FencedInstanceIdError | None = None
         require_parts(consumer)
         self._client = consumer._client
         self._subscription = consumer._subscription
-        for part in (
-            self._client,
-            self._subscription,
-            AIOKafkaConnection("127.0.0.1", 0),
-            TopicPartitionState(None),
-        ):
+        for part in (self._client, self._subscription, AIOKafkaConnection("", 0), TopicPartitionState(None)):
             require_parts(part)
         self._patch_client()
 
@@ -93,10 +94,25 @@ class ClientInternals:
     def _patch_client(self) -> None:
         client = self._client
         connect, send, lookup = client._get_conn, client.send, client.coordinator_lookup
+        update, updated = client._metadata_update, -METADATA_SPACING_SECONDS
 
         async def modest_connect(node_id: Any, **how: Any) -> Any:
-            connection = await connect(node_id, **how)
+            try:
+                connection = await connect(node_id, **how)
+            except Exception as err:  # noqa: BLE001 - SCRAM raises ValueError, a host name UnicodeError
+                # To the client such an error is no failed connection: it would end its background tasks.
+                log.error("cannot connect to node %s: %s: %s", node_id, type(err).__name__, one_line(err))
+                client.force_metadata_update()
+                return None
             return None if connection is None else _ModestConnection(connection)
+
+        async def spaced_update(cluster: Any, topics: Any) -> Any:
+            nonlocal updated
+            await asyncio.sleep(updated + METADATA_SPACING_SECONDS - time.monotonic())
+            try:
+                return await update(cluster, topics)
+            finally:
+                updated = time.monotonic()
 
         async def patient_send(node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
             if isinstance(request, JoinGroupRequest):
@@ -112,19 +128,21 @@ class ClientInternals:
                 raise NodeNotReadyError(f"connection lost while looking for the coordinator: {err}") from err
 
         client._get_conn = modest_connect
+        client._metadata_update = spaced_update
         client.send = patient_send
         client.coordinator_lookup = retried_lookup
 
     async def _send_join(self, node_id: Any, request: Any, group: Any) -> Any:
         client = self._client
+        if self._fenced is not None:
+            # Joining would take the id back from its new holder, who would take it back from us, for ever.
+            self._subscription.abort_waiters(self._fenced)
+            raise self._fenced
         if not await client.ready(node_id, group=group):
             raise NodeNotReadyError(f"node {node_id} cannot be reached for a JoinGroup")
         connection = client._conns[(node_id, group)]
         # `send` reads the time-out while it is called and does not suspend: no other request sees this one.
-        usual, connection._request_timeout = (
-            connection._request_timeout,
-            JOIN_TIMEOUT_SECONDS,
-        )
+        usual, connection._request_timeout = connection._request_timeout, JOIN_TIMEOUT_SECONDS
         try:
             answer = connection.send(request)
         finally:
@@ -141,10 +159,7 @@ class ClientInternals:
 
     def attach(self, clock: MembershipClock) -> None:
         """Take hold of the fetcher and the coordinator, which exist since the consumer's start()."""
-        self._fetcher, self._coordinator = (
-            self._consumer._fetcher,
-            self._consumer._coordinator,
-        )
+        self._fetcher, self._coordinator = self._consumer._fetcher, self._consumer._coordinator
         require_parts(self._fetcher)
         require_parts(self._coordinator)
         coordinator = self._coordinator
@@ -155,12 +170,26 @@ class ClientInternals:
             response = await send(request)
             if isinstance(request, HeartbeatRequest | SyncGroupRequest):
                 clock.heard(sent, response.error_code)
+            if await self._is_fenced(request, getattr(response, "error_code", None), send):
+                self._fenced = FencedInstanceIdError(coordinator._group_instance_id)
             return response
 
         coordinator._send_req = watched_send
         # The client's own reading of committed offsets takes "group loading" for "nothing committed".
         # Positions come from the runtime; without this task the client never looks.
         coordinator.start_commit_offsets_refresh_task = lambda _assignment: None
+
+    async def _is_fenced(self, request: Any, code: int | None, send: Any) -> bool:
+        """Whether another member has taken our group_instance_id."""
+        coordinator = self._coordinator
+        instance = coordinator._group_instance_id
+        if instance is not None and code == _UNKNOWN_MEMBER and isinstance(request, HeartbeatRequest):
+            # The client's Heartbeat does not carry the id: the answer leaves open whether we came too late or
+            # somebody took our place. That of a SyncGroup tells.
+            probe = SyncGroupRequest(self._group, coordinator.generation, coordinator.member_id, instance, [])
+            with contextlib.suppress(KafkaError):
+                code = (await send(probe)).error_code
+        return code == _FENCED_INSTANCE
 
     def subscribe_pattern(self, pattern: re.Pattern[str], listener: ConsumerRebalanceListener) -> None:
         """Subscribe to every topic whose whole name matches, now and after each metadata refresh."""
@@ -251,16 +280,23 @@ class ClientInternals:
         for name, task in (
             ("fetch task", self._fetcher._fetch_task),
             ("coordination task", self._coordinator._coordination_task),
+            ("metadata task", self._client._sync_task),
         ):
-            if task.done():
+            if task is not None and task.done():
                 return name, None if task.cancelled() else task.exception()
         return None
 
     def check_errors(self) -> None:
-        """Raise what the coordinator has to say, which also lets it go on."""
+        """Raise what stands against going on; what the coordinator has to say lets it go on."""
         if self._coordinator._coordination_task.cancelled():
             # The client would raise this task's CancelledError, which the caller would take for its own.
             raise KafkaError("the coordination task was cancelled")
+        if self._fenced is not None:
+            raise self._fenced
+        # A topic that we may not see any more is rebalanced away, as if it did not exist.
+        forbidden = self._client.cluster.unauthorized_topics & self._subscription.topics
+        if forbidden:
+            raise TopicAuthorizationFailedError(*sorted(forbidden))
         self._coordinator.check_errors()
 
     # --- positions and buffers
@@ -331,10 +367,7 @@ class ClientInternals:
         """Tasks of the client that have not ended."""
         tasks: list[Any] = [self._client._sync_task]
         if self._coordinator is not None:
-            tasks += [
-                self._coordinator._coordination_task,
-                self._coordinator._heartbeat_task,
-            ]
+            tasks += [self._coordinator._coordination_task, self._coordinator._heartbeat_task]
         if self._fetcher is not None:
             tasks += [self._fetcher._fetch_task, *self._fetcher._pending_tasks]
         return [task for task in tasks if task is not None and not task.done()]

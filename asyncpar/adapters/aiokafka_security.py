@@ -6,6 +6,7 @@ connection. Called by `aiokafka_consumer` before it connects. Always: secrets ap
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import ssl
@@ -14,6 +15,7 @@ from typing import Any
 from aiokafka.abc import AbstractTokenProvider
 
 from asyncpar.adapters.aiokafka_config import ClientConfig
+from asyncpar.adapters.aiokafka_errors import TokenError, one_line
 from asyncpar.errors import ConfigurationError
 
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -28,13 +30,23 @@ _SASL_FIELDS = (
 
 
 class _Tokens(AbstractTokenProvider):  # type: ignore[misc]
-    """Makes any object with `async def token()` acceptable to the client, which checks the class."""
+    """Makes any object with `async def token()` acceptable to the client, which checks the class.
 
-    def __init__(self, provider: Any) -> None:
+    The client neither bounds the wait for a token nor expects that there may be none.
+    """
+
+    def __init__(self, provider: Any, timeout_seconds: float) -> None:
         self._provider = provider
+        self._timeout_seconds = timeout_seconds
 
     async def token(self) -> str:
-        return str(await self._provider.token())
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                return str(await self._provider.token())
+        except Exception as err:
+            raise TokenError(
+                f"sasl_oauth_token_provider gave no token: {type(err).__name__}: {one_line(err)}"
+            ) from err
 
     def extensions(self) -> dict[str, str]:
         extensions = getattr(self._provider, "extensions", None)
@@ -87,9 +99,7 @@ def _sasl_options(config: ClientConfig) -> dict[str, Any]:
             raise ConfigurationError(
                 "sasl_mechanism OAUTHBEARER needs sasl_oauth_token_provider, with `async def token()`"
             )
-        options["sasl_oauth_token_provider"] = (
-            provider if isinstance(provider, AbstractTokenProvider) else _Tokens(provider)
-        )
+        options["sasl_oauth_token_provider"] = _Tokens(provider, config.request_timeout_ms / 1000)
     elif mechanism == "GSSAPI":
         if importlib.util.find_spec("gssapi") is None:
             raise ConfigurationError("sasl_mechanism GSSAPI needs the gssapi package: pip install gssapi")

@@ -38,7 +38,7 @@ _CLASSES: tuple[tuple[type, tuple[str, ...]], ...] = (
             "force_metadata_update",
         ),
     ),
-    (AIOKafkaClient, ("close", "get_random_node")),
+    (AIOKafkaClient, ("close", "get_random_node", "_metadata_update")),
     (AIOKafkaConnection, ("send", "close")),
     (
         GroupCoordinator,
@@ -65,7 +65,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
     AIOKafkaConsumer: ("_client", "_subscription", "_fetcher", "_coordinator"),
     AIOKafkaClient: ("_conns", "cluster", "_sync_task", "_bootstrap_servers"),
     AIOKafkaConnection: ("_request_timeout", "_writer"),
-    SubscriptionState: ("_fetch_count", "_last_fetch_ended", "subscription"),
+    SubscriptionState: ("_fetch_count", "_last_fetch_ended", "subscription", "topics"),
     TopicPartitionState: ("highwater", "lso"),
     Fetcher: ("_records", "_fetch_task", "_pending_tasks", "_fetch_max_wait_ms"),
     GroupCoordinator: (
@@ -75,6 +75,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
         "_coordination_task",
         "_heartbeat_task",
         "_group_subscription",
+        "_group_instance_id",
     ),
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 
 import pytest
 
+from asyncpar.adapters.aiokafka_private import METADATA_SPACING_SECONDS
 from asyncpar.errors import OffsetOutOfRangeError, UnknownTopicError
 from asyncpar.ports import Consumer
 from asyncpar.records import CommitAnswer, Committed, GroupToken, TopicPartition
@@ -64,6 +66,25 @@ async def test_no_partition_starves(broker: Broker, make_topic: TopicFactory, gr
         served = [chunk.partition for _ in range(8) for chunk in await m.consumer.fetch(partitions, 100, 100)]
         assert sorted(served[:4]) == [0, 1, 2, 3]
         assert served[4:8] == served[:4]
+
+
+async def test_a_partition_without_a_leader_causes_no_storm_of_questions(
+    broker: Broker, make_topic: TopicFactory, group_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While metadata names no leader the client asks again with a pause, not as fast as it is answered."""
+    topic = make_topic(1)
+    async with member(broker.bootstrap, group_id, topic) as m:
+        (p0,) = await m.joined(1)
+        m.consumer.seek(p0, 0)
+        answers: list[float] = []
+        cluster = m.consumer._inside._client.cluster
+        cluster.add_listener(lambda _: answers.append(time.monotonic()))
+        monkeypatch.setattr(cluster, "leader_for_partition", lambda tp: -1)
+        for _ in range(3):
+            await m.consumer.fetch([p0], 10, 250)
+        assert len(answers) >= 2  # it does ask
+        pauses = [later - earlier for earlier, later in itertools.pairwise(answers)]
+        assert min(pauses) >= 0.9 * METADATA_SPACING_SECONDS
 
 
 async def test_out_of_range_is_told(broker: Broker, make_topic: TopicFactory, group_id: str) -> None:

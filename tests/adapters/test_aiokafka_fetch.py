@@ -33,6 +33,7 @@ class Client:
         self.running = 0
         self.group_error: Exception | None = None
         self.waits: list[int] = []
+        self.sought: list[tuple[Any, int]] = []
 
     async def getmany(self, *partitions: Any, max_records: int, timeout_ms: int) -> dict[Any, list[Any]]:
         self.asked.append(partitions)
@@ -64,6 +65,7 @@ class Client:
         return taken
 
     def seek(self, tp: Any, offset: int) -> None:
+        self.sought.append((tp, offset))
         self.positions[tp] = offset
 
     def check_errors(self) -> None:
@@ -155,6 +157,18 @@ async def test_a_raise_loses_nothing() -> None:
     with pytest.raises(FetchError, match=r"t\[1\] at offset 0"):
         await fetch.fetch([A, B], 10, 10)
     assert client.positions[B] == 0
+
+
+async def test_an_unreadable_record_that_comes_while_waiting_is_named() -> None:
+    """Also a fetch that had to wait says which partition and offset it cannot read, and seeks back there."""
+    client = Client(a=[], b=[0, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")])
+    client.positions[B] = 1
+    del client.buffers[A]
+    buffered = client.buffered
+    client.buffered = lambda wanted: buffered(wanted) if client.asked else []  # type: ignore[method-assign]
+    with pytest.raises(FetchError, match=r"t\[1\] at offset 1 failed: UnicodeDecodeError"):
+        await fair(client).fetch([A, B], 10, 10)
+    assert client.sought == [(B, 1)]
 
 
 async def test_good_records_before_a_corrupt_one_come_out() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 
-from asyncpar.errors import EngineError
+from asyncpar.errors import BrokerError, ConfigurationError, EngineError
 from asyncpar.ports import Subscription
 from asyncpar.records import CommitAnswer, Committed, TopicPartition
 from tests import kafka_tools
@@ -113,6 +114,42 @@ async def test_static_members_keep_their_partitions(
                 assert len(b.said) == told
                 await kafka_tools.add_partitions(broker.bootstrap, topic, 4)
                 await asyncio.gather(again.joined(2), b.joined(2))
+
+
+@pytest.mark.parametrize("notices_by", ["heartbeat", "join"])
+async def test_a_second_member_with_the_same_static_id_ends_the_first(
+    broker: Broker, make_topic: TopicFactory, group_id: str, notices_by: str
+) -> None:
+    """The older one is told and does not steal the id back; its commits are refused, the newer one stays."""
+    topic = make_topic(1)
+    static = {"group_instance_id": "same", "session_timeout_ms": 6_000}
+    static["heartbeat_interval_ms"] = 200 if notices_by == "heartbeat" else 1_900
+    async with member(broker.bootstrap, group_id, topic, **static) as older:
+        (p0,) = await older.joined(1)
+        async with member(broker.bootstrap, group_id, topic, **static) as newer:
+            await newer.joined(1)
+            stale = await older.consumer.commit(older.token, {p0: Committed(9, "")}, 5.0)
+            assert stale == {p0: CommitAnswer.STALE}
+            if notices_by == "join":
+                older.consumer._inside._coordinator.request_rejoin()
+            with pytest.raises(ConfigurationError, match="another member has its group_instance_id"):
+                await fetch_until_fatal(older)
+            heard = newer.consumer.lease_from()
+            await eventually(lambda: newer.consumer.lease_from() > heard + 0.5)
+            assert newer.said == ["assigned"]
+            assert older.said == ["assigned", "lost" if notices_by == "heartbeat" else "revoked"]
+            assert set((await newer.consumer.commit(newer.token, {p0: Committed(1, "")}, 5.0)).values()) == {
+                CommitAnswer.ACKNOWLEDGED
+            }
+
+
+async def fetch_until_fatal(m: Member) -> None:
+    """Fetch as the poller does: an error that may pass is no reason to end."""
+    async with asyncio.timeout(15):
+        while True:
+            with contextlib.suppress(BrokerError):
+                await m.consumer.fetch([], 10, 50)
+            await asyncio.sleep(0.01)
 
 
 async def test_a_dead_task_is_a_failure(broker: Broker, make_topic: TopicFactory, group_id: str) -> None:

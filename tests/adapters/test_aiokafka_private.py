@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,14 @@ from aiokafka.errors import (
     NodeNotReadyError,
     NoOffsetForPartitionError,
     RequestTimedOutError,
+    TopicAuthorizationFailedError,
 )
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, SyncGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import BrokerMetadata
 
 from asyncpar.adapters import aiokafka_private
+from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError
 from asyncpar.adapters.aiokafka_lease import MembershipClock
 from asyncpar.adapters.aiokafka_private import ClientInternals
 from asyncpar.adapters.aiokafka_stop import close_consumer
@@ -145,6 +148,34 @@ async def test_metadata_requests_create_no_topic() -> None:
     await consumer.stop()
 
 
+async def test_metadata_is_asked_for_with_a_pause_in_between() -> None:
+    """While a partition has no leader the client asks again at once: the next question has to wait."""
+    consumer = AIOKafkaConsumer(group_id="g")
+    connection = Connection(answer=SimpleNamespace(brokers=[]))
+    consumer._client._conns[(0, 0)] = connection
+    consumer._client.cluster._brokers = {0: BrokerMetadata(0, "127.0.0.1", 9, None)}
+    ClientInternals(consumer, "g")
+    begin = time.monotonic()
+    for _ in range(3):
+        await consumer._client._metadata_update(consumer._client.cluster, {"t"})
+    assert len(connection.sent) == 3
+    assert time.monotonic() - begin >= 1.9 * aiokafka_private.METADATA_SPACING_SECONDS
+    await consumer.stop()
+
+
+async def test_whatever_a_connect_raises_is_a_failed_connection() -> None:
+    """An error that the client does not expect (SCRAM raises ValueErrors) must not end its tasks."""
+    consumer = AIOKafkaConsumer(group_id="g")
+
+    async def connect(node_id: Any, **how: Any) -> Any:
+        raise ValueError("server nonce does not match")
+
+    consumer._client._get_conn = connect
+    ClientInternals(consumer, "g")
+    assert not await consumer._client.ready(1)
+    await consumer.stop()
+
+
 async def test_a_lookup_that_loses_its_connection_is_retried() -> None:
     """A connection lost while looking for the coordinator must not end the heartbeats for good."""
     offline = Offline()
@@ -154,6 +185,47 @@ async def test_a_lookup_that_loses_its_connection_is_retried() -> None:
         await offline.client.coordinator_lookup(0, "g")
     assert caught.value.retriable
     await offline.consumer.stop()
+
+
+@pytest.mark.parametrize("sync_code", [25, 82])
+async def test_a_heartbeat_refused_for_a_rival_is_told_from_a_late_one(
+    offline: Offline, sync_code: int
+) -> None:
+    """An unknown static member asks whether its id has a new holder: only then it may not join again."""
+    offline.coordinator._group_instance_id = "a"
+    offline.coordinator.generation, offline.coordinator.member_id = 3, "a-1"
+    sent: list[Any] = []
+
+    def answer(request: Any) -> Any:
+        sent.append(request)
+        return SimpleNamespace(error_code=25 if isinstance(request, HeartbeatRequest) else sync_code)
+
+    offline.answer = answer
+    response = await offline.coordinator._send_req(HeartbeatRequest("g", 3, "a-1"))
+    assert response.error_code == 25
+    probe = sent[1]
+    assert isinstance(probe, SyncGroupRequest)
+    assert (probe._generation_id, probe._member_id, probe._group_instance_id) == (3, "a-1", "a")
+    assert offline.clock.lease_from == float("-inf")
+    if sync_code == 25:
+        offline.inside.check_errors()
+        return
+    with pytest.raises(FencedInstanceIdError):
+        offline.inside.check_errors()
+    with pytest.raises(FencedInstanceIdError):
+        await offline.inside._send_join(1, JoinGroupRequest("g", 1, 1, "", "a", "consumer", []), 1)
+
+
+async def test_a_topic_that_became_invisible_is_told(offline: Offline) -> None:
+    """A topic of ours that metadata calls forbidden is a matter of rights; those of others are not."""
+    offline.assign()
+    cluster = offline.consumer._client.cluster
+    cluster.unauthorized_topics = {"of-others"}
+    offline.inside.check_errors()
+    cluster.unauthorized_topics = {"of-others", "t"}
+    with pytest.raises(TopicAuthorizationFailedError) as caught:
+        offline.inside.check_errors()
+    assert caught.value.args == ("t",)
 
 
 async def test_a_lost_connection_marks_the_coordinator(offline: Offline) -> None:
@@ -203,7 +275,7 @@ async def test_a_raising_getmany_leaks_no_counter(offline: Offline) -> None:
     assert offline.consumer._subscription.fetcher_idle_time > 0
 
 
-@pytest.mark.parametrize("name", ["_heartbeat_task", "_coordination_task", "_fetch_task"])
+@pytest.mark.parametrize("name", ["_heartbeat_task", "_coordination_task", "_fetch_task", "_sync_task"])
 async def test_a_dead_task_is_named(offline: Offline, name: str) -> None:
     """A background task of the client that died is noticed, with its reason."""
     assert offline.inside.dead_task() is None
@@ -213,13 +285,15 @@ async def test_a_dead_task_is_named(offline: Offline, name: str) -> None:
 
     dying = asyncio.create_task(die())
     await asyncio.wait([dying], timeout=1)
-    owner = offline.consumer._fetcher if name == "_fetch_task" else offline.coordinator
+    owner = {"_fetch_task": offline.consumer._fetcher, "_sync_task": offline.client}.get(
+        name, offline.coordinator
+    )
     real = getattr(owner, name)
     setattr(owner, name, dying)
     dead = offline.inside.dead_task()
     setattr(owner, name, real)
     assert dead is not None
-    assert dead[0] == name.strip("_").replace("_", " ")
+    assert dead[0] == name.strip("_").replace("_", " ").replace("sync", "metadata")
     assert str(dead[1]) == "bug"
 
 

@@ -25,15 +25,19 @@ from tests.kafka_broker import KafkaBroker
 
 pytestmark = pytest.mark.broker
 
+ADMIN = {
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "PLAIN",
+    "sasl.username": "admin",
+    "sasl.password": "admin-secret",
+}
 LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[KafkaBroker]:
     """A broker with SASL PLAIN and ACLs: `reader` may read `open` as group `mine`; `stranger` may nothing."""
-    admin = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"}
-    admin |= {"sasl.username": "admin", "sasl.password": "admin-secret"}
-    node = KafkaBroker(client=admin)
+    node = KafkaBroker(client=ADMIN)
     users = " ".join(f'user_{name}="{name}-secret"' for name in ("admin", "reader", "stranger"))
     node.overrides |= {
         "listeners": f"SASL_PLAINTEXT://{node.bootstrap},CONTROLLER://127.0.0.1:{node.controller_port}",
@@ -51,14 +55,18 @@ def guarded() -> Iterator[KafkaBroker]:
     }
     try:
         node.start()
-        _grant(AdminClient({**admin, "bootstrap.servers": node.bootstrap, "log_level": 0}))
+        _grant(_admin(node))
         yield node
     finally:
         node.remove()
 
 
+def _admin(node: KafkaBroker) -> AdminClient:
+    return AdminClient({**ADMIN, "bootstrap.servers": node.bootstrap, "log_level": 0})
+
+
 def _grant(admin: AdminClient) -> None:
-    topics = [NewTopic(name, num_partitions=1) for name in ("open", "hidden")]
+    topics = [NewTopic(name, num_partitions=1) for name in ("open", "hidden", "closing")]
     for future in admin.create_topics(topics).values():
         future.result(20)
     literal, allow = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
@@ -68,6 +76,8 @@ def _grant(admin: AdminClient) -> None:
             (ResourceType.TOPIC, "open", AclOperation.READ),
             (ResourceType.GROUP, "mine", AclOperation.READ),
             (ResourceType.GROUP, "seen", AclOperation.DESCRIBE),
+            (ResourceType.TOPIC, "closing", AclOperation.READ),
+            (ResourceType.GROUP, "closing", AclOperation.READ),
         )
     ]
     for future in admin.create_acls(rights).values():
@@ -142,6 +152,26 @@ async def test_a_group_that_may_only_be_seen(guarded: KafkaBroker) -> None:
     """A right that suffices to find the coordinator but not to join ends the first fetches."""
     async with member(guarded.bootstrap, "seen", "open", **login("reader")) as m:
         with pytest.raises(AuthorizationError, match="no right on group 'seen'"):
+            await m.read([], 1, timeout_seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "topic"),
+    [(ResourceType.TOPIC, "mine", "closing"), (ResourceType.GROUP, "closing", "open")],
+)
+async def test_a_right_that_is_lost_is_told(
+    guarded: KafkaBroker, kind: ResourceType, group: str, topic: str
+) -> None:
+    """Also while nothing is asked for, when the topic seems to be deleted, or only heartbeats are refused."""
+    settings = login("reader") | {"metadata_max_age_ms": 200}
+    async with member(guarded.bootstrap, group, topic, **settings) as m:
+        await m.joined(1)
+        literal, allow = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
+        lost = AclBindingFilter(kind, "closing", literal, "User:reader", "*", AclOperation.READ, allow)
+        admin = _admin(guarded)  # its answers live as long as it does
+        for future in admin.delete_acls([lost]).values():
+            future.result(20)
+        with pytest.raises(AuthorizationError, match=f"no right on {kind.name.lower()} 'closing'"):
             await m.read([], 1, timeout_seconds=10)
 
 
