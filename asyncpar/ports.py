@@ -30,7 +30,11 @@ class AssignmentListener(Protocol):
     """Told by the consumer what it was given and what is taken away. Never raises."""
 
     def assigned(self, partitions: frozenset[TopicPartition], token: GroupToken) -> None:
-        """The group gave us `partitions`. Synchronous: mark and return, read offsets later."""
+        """The group gave us `partitions`. Synchronous: mark and return, read offsets later.
+
+        What we hold already and is not among them stays ours. What is held and named again was not
+        revoked: it counts as lost first.
+        """
 
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
         """The group takes `partitions` back; commits with the old token are good until return.

@@ -22,7 +22,7 @@ from asyncpar.core.commits import (
 )
 from asyncpar.errors import AuthorizationError
 from asyncpar.ports import OffsetStore
-from asyncpar.records import CommitAnswer
+from asyncpar.records import CommitAnswer, GroupToken
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.tally import count
 
@@ -112,17 +112,17 @@ class Committer:
             state.wake_all()  # the drafts may have opened a gate that the metadata's cap had closed
             if not made or state.token is None:
                 return True
-            started = state.clock.monotonic()
-            answers = await self._offsets.commit(state.token, by_partition(made), timeout_s)
+            started, token = state.clock.monotonic(), state.token
+            answers = await self._offsets.commit(token, by_partition(made), timeout_s)
             state.counters.commit_seconds.add(state.clock.monotonic() - started)
             consequences = [
-                self._settle(one, answers.get(one.partition.tp, CommitAnswer.RETRY)) for one in made
+                self._settle(one, answers.get(one.partition.tp, CommitAnswer.RETRY), token) for one in made
             ]
             if Consequence.AGAIN_SHORTER not in consequences:
                 return Consequence.AGAIN not in consequences
         return False
 
-    def _settle(self, made: Draft, answer: CommitAnswer) -> Consequence:
+    def _settle(self, made: Draft, answer: CommitAnswer, token: GroupToken) -> Consequence:
         state, tp = self._state, made.partition.tp
         count(state.counters.commits, answer.value)
         consequence = settle(made, answer, state.metadata_budget)
@@ -133,15 +133,14 @@ class Committer:
                 len(made.committed.metadata),
                 state.metadata_budget.max_chars,
             )
-        elif consequence is Consequence.DROP:
-            if state.token is not None:
-                state.log.warning(
-                    "%s: the commit of offset %d was refused, this member was replaced in its group; "
-                    "waiting for the next assignment",
-                    tp,
-                    made.committed.offset,
-                )
+        elif consequence is Consequence.DROP and state.token == token:  # not that of a later assignment
             state.token = None
+            state.log.warning(
+                "%s: the commit of offset %d was refused, this member was replaced in its group; "
+                "waiting for the next assignment",
+                tp,
+                made.committed.offset,
+            )
         elif consequence is Consequence.FATAL:
             self._fatal(
                 AuthorizationError(

@@ -68,8 +68,6 @@ class GroupState:
         self.counters = GroupCounters()
         self.token: GroupToken | None = None
         """Commits are possible while it is set: from assigned to the end of revoked."""
-        self.epoch = 0
-        """Grows with every assignment, revoke and loss: tells a task of an older one to give up."""
         self.phase = "starting"
         self.stopping = False
         self.stragglers: dict[VirtualPartition, Straggler] = {}

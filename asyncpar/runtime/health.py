@@ -49,5 +49,5 @@ def not_ready(runtime: GroupRuntime) -> list[str]:
     for tp, offset in session.watchdog.blocked.items():
         reasons.append(f"{tp}: offset {offset} blocks the commit for longer than max_blocking_duration_ms")
     for tp, offset in session.watchdog.idle_blocks.items():
-        reasons.append(f"{tp}: offset {offset} is ready but nothing runs it")
+        reasons.append(f"{tp}: offset {offset} could run but nothing runs it")
     return reasons

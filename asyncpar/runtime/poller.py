@@ -91,14 +91,14 @@ class Poller:
                 asked, room, _FETCH_TIMEOUT_BUSY_MS if busy else _FETCH_TIMEOUT_MS
             )
         except OffsetOutOfRangeError as error:
-            self._restore(generations, except_for=set(error.offsets))
+            self._restore(asked, except_for=set(error.offsets))
             await self._reset(error.offsets)
             return
         except (AuthorizationError, ConfigurationError) as error:
             self._fatal(error)
             return
         except BrokerError as error:
-            self._restore(generations, except_for=set())
+            self._restore(asked, except_for=set())
             await self._back_off(error)
             return
         finally:
@@ -141,13 +141,13 @@ class Poller:
             if tracker is not None and position is not None and not tracker.unfinished:
                 tracker.skip_to(position)
 
-    def _restore(self, generations: dict[TopicPartition, int], except_for: set[TopicPartition]) -> None:
-        """Seek back: the fetch that raised may have thrown away what it had taken."""
-        for tp, generation in generations.items():
+    def _restore(self, asked: list[TopicPartition], except_for: set[TopicPartition]) -> None:
+        """Seek back: the fetch that raised may have thrown away what it had taken, also of a newer life."""
+        for tp in asked:
             partition = self._state.partitions.get(tp)
-            if tp in except_for or partition is None or partition.generation != generation:
+            if tp in except_for or partition is None or not partition.is_open:
                 continue
-            if partition.is_open and partition.tracker is not None:
+            if partition.tracker is not None:
                 self._source.seek(tp, partition.tracker.position)
 
     async def _back_off(self, error: BrokerError) -> None:

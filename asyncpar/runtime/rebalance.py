@@ -52,31 +52,31 @@ class Rebalancer:
     def assigned(self, partitions: frozenset[TopicPartition], token: GroupToken) -> None:
         """Mark what was given as opening and return; a task opens it."""
         state = self._state
-        state.epoch += 1
+        held = partitions & state.partitions.keys()
+        if held:
+            # No revoke came for them: others may have had them meanwhile, and their positions are gone.
+            self.lost(held)
         state.token = token
         count(state.counters.rebalances, "assigned")
-        for tp in [tp for tp in state.partitions if tp not in partitions]:
-            state.release(state.partitions[tp], Event.LOSE)
-        fresh = sorted(tp for tp in partitions if tp not in state.partitions)
-        for tp in fresh:
-            state.partitions[tp] = Partition(tp, state.generations.next(tp))
+        fresh = [Partition(tp, state.generations.next(tp)) for tp in sorted(partitions)]
+        state.partitions.update({partition.tp: partition for partition in fresh})
         if not state.stopping:
             state.phase = "joined"
-        for topic in sorted({tp.topic for tp in fresh}):
+        for topic in sorted({tp.topic for tp in partitions}):
             conflict = state.route_conflict(topic)
             if conflict is not None:
                 self._fatal(HandlerError(conflict))
                 return
-        names = ", ".join(map(str, fresh)) or "nothing"
+        names = ", ".join(str(partition.tp) for partition in fresh) or "nothing"
         state.log.info("group %s: assigned %s (group generation %d)", state.group, names, token.generation)
-        self._spawn(self._open(fresh, state.epoch), "open")
+        self._spawn(self._open(fresh), "open")
 
-    async def _open(self, partitions: list[TopicPartition], epoch: int) -> None:
-        """Read offsets and metadata, retried until it works or the assignment is over."""
+    async def _open(self, partitions: list[Partition]) -> None:
+        """Read offsets and metadata, retried until it works or none of them is ours any more."""
         tries = 0
-        while self._is_current(epoch) and partitions:
+        while waiting := self._still_opening(partitions):
             try:
-                await self._open_once(partitions, epoch)
+                await self._open_once(waiting)
                 return
             except AuthorizationError as error:
                 self._fatal(error)
@@ -91,19 +91,19 @@ class Rebalancer:
                     )
                 await asyncio.sleep(min(_MAX_RETRY_SECONDS, _RETRY_SECONDS * 2 ** min(tries, 8)))
 
-    def _is_current(self, epoch: int) -> bool:
-        return self._state.epoch == epoch and not self._state.stopping
+    def _still_opening(self, partitions: Iterable[Partition]) -> list[Partition]:
+        """Those that were not taken away meanwhile, each judged by itself: a revoke may name but some."""
+        if self._state.stopping:
+            return []
+        return [partition for partition in partitions if partition.state is State.OPENING]
 
-    async def _open_once(self, partitions: list[TopicPartition], epoch: int) -> None:
-        committed = await self._consumer.committed(partitions)
-        missing = [tp for tp in partitions if committed.get(tp) is None]
+    async def _open_once(self, partitions: list[Partition]) -> None:
+        names = [partition.tp for partition in partitions]
+        committed = await self._consumer.committed(names)
+        missing = [tp for tp in names if committed.get(tp) is None]
         starts = await self._first_positions(missing) if missing else {}
-        if not self._is_current(epoch):
-            return
-        for tp in partitions:
-            partition = self._state.partitions.get(tp)
-            if partition is None or partition.state is not State.OPENING:
-                continue
+        for partition in self._still_opening(partitions):
+            tp = partition.tp
             stored = committed.get(tp)
             if stored is not None:
                 runs = self._state.restored_runs(tp, stored)
@@ -144,8 +144,8 @@ class Rebalancer:
 
     async def reset_positions(self, offsets: dict[TopicPartition, int]) -> None:
         """Positions outside of the log: apply `offset_reset`, and say what is passed over."""
-        state, epoch = self._state, self._state.epoch
-        policy = state.config.offset_reset
+        state = self._state
+        lives = {tp: state.partitions[tp].generation for tp in offsets if tp in state.partitions}
         try:
             begin = await self._consumer.beginning(offsets)
             end = await self._consumer.end(offsets)
@@ -153,26 +153,40 @@ class Rebalancer:
             state.log.warning("group %s: log bounds cannot be read (%s); trying again", state.group, error)
             await asyncio.sleep(_RETRY_SECONDS)
             return
+        is_inside = False
         for tp, offset in offsets.items():
             partition = state.partitions.get(tp)
-            if partition is None or not partition.is_open or state.epoch != epoch:
+            if partition is None or not partition.is_open or partition.generation != lives.get(tp):
                 continue
-            count(state.counters.offset_resets, "out_of_range")
-            where = f"offset {offset} is outside of the log ({begin[tp]} to {end[tp]})"
-            if policy == "error":
-                state.halt(partition, f"{where}, and offset_reset=error")
-                continue
-            target = end[tp] if policy == "latest" else begin[tp]
-            state.log.error(
-                "%s: %s; offset_reset=%s goes on at %d, offsets from %d to %d are passed over or read again",
-                tp,
-                where,
-                policy,
-                target,
-                min(offset, target),
-                max(offset, target),
-            )
-            self._move(partition, target)
+            assert partition.tracker is not None
+            position = partition.tracker.position
+            if begin[tp] <= position <= end[tp]:
+                # The answer was to a position of an older life, or to one past trailing markers.
+                self._consumer.seek(tp, position)
+                is_inside = True
+            else:
+                self._reset(partition, offset, begin[tp], end[tp])
+        if is_inside:
+            await asyncio.sleep(_RETRY_SECONDS)  # should the leader insist, do not ask it in a loop
+
+    def _reset(self, partition: Partition, offset: int, begin: int, end: int) -> None:
+        state, policy = self._state, self._state.config.offset_reset
+        count(state.counters.offset_resets, "out_of_range")
+        where = f"offset {offset} is outside of the log ({begin} to {end})"
+        if policy == "error":
+            state.halt(partition, f"{where}, and offset_reset=error")
+            return
+        target = end if policy == "latest" else begin
+        state.log.error(
+            "%s: %s; offset_reset=%s goes on at %d, offsets from %d to %d are passed over or read again",
+            partition.tp,
+            where,
+            policy,
+            target,
+            min(offset, target),
+            max(offset, target),
+        )
+        self._move(partition, target)
 
     def _move(self, partition: Partition, target: int) -> None:
         tracker = partition.tracker
@@ -181,7 +195,9 @@ class Rebalancer:
             tracker.skip_to(target)
             self._consumer.seek(partition.tp, tracker.position)
             return
-        # Back within a life is against the law of commits: begin a new generation there.
+        # Back within a life is against the law of commits: begin a new generation there. What the broker has
+        # is not known: a commit of this one that got no answer may have been stored.
+        partition.acknowledged = None
         self._begin_again(partition, Event.REOPEN, target, ())
 
     def retry_halted(self, partition: Partition) -> None:
@@ -190,7 +206,7 @@ class Rebalancer:
         partition.halt_reason = None
         if tracker is None:
             partition.apply(Event.RESUME)
-            self._spawn(self._open([partition.tp], self._state.epoch), "open")
+            self._spawn(self._open([partition]), "open")
             return
         self._begin_again(partition, Event.RESUME, tracker.hwm, tracker.done_runs())
 
@@ -206,8 +222,7 @@ class Rebalancer:
         """Gate, drain, commit, release; returns before the group's deadline."""
         state = self._state
         started = state.clock.monotonic()
-        state.epoch += 1
-        state.phase = "rebalancing"
+        self._note_rebalance()
         count(state.counters.rebalances, "revoked")
         mine = [state.partitions[tp] for tp in partitions if tp in state.partitions]
         grace = started + state.config.max_revoke_grace_ms / 1000
@@ -222,9 +237,8 @@ class Rebalancer:
     def lost(self, partitions: frozenset[TopicPartition]) -> None:
         """They belong to others already: cancel what runs, commit nothing."""
         state = self._state
-        state.epoch += 1
         state.token = None
-        state.phase = "rebalancing"
+        self._note_rebalance()
         count(state.counters.rebalances, "lost")
         mine = [state.partitions[tp] for tp in partitions if tp in state.partitions]
         if mine:
@@ -240,6 +254,10 @@ class Rebalancer:
             state.close_queues(partition)
         self.leave_behind(mine)
 
+    def _note_rebalance(self) -> None:
+        if not self._state.stopping:
+            self._state.phase = "rebalancing"
+
     async def drain(
         self, partitions: list[Partition], deadline: float, hurry: asyncio.Event | None = None
     ) -> bool:
@@ -252,10 +270,9 @@ class Rebalancer:
             state.close_queues(partition)
             if partition.state is not State.DRAINING:
                 partition.apply(Event.REVOKE)
-        running = self._running(partitions)
-        if await self._wait(running, deadline - state.clock.monotonic(), hurry):
+        if await self._wait(self._running(partitions), deadline - state.clock.monotonic(), hurry):
             return True
-        for worker in running:
+        for worker in self._running(partitions):  # anew: one that has ended may run a record of another
             if not self._is_kept(worker):
                 worker.cancel("drain")
         await self._wait(self._running(partitions), _CANCEL_SECONDS)
@@ -290,9 +307,10 @@ class Rebalancer:
         return all_ended.done()
 
     def leave_behind(self, partitions: list[Partition]) -> None:
-        """Release; what still runs is a straggler, recorded and named."""
+        """Release those that are still held; what runs of them is a straggler, recorded and named."""
         state = self._state
-        for worker in self._running(partitions):
+        held = [partition for partition in partitions if state.partitions.get(partition.tp) is partition]
+        for worker in self._running(held):
             vp, record = worker.vp, worker.record
             if vp is None or record is None:
                 continue
@@ -304,6 +322,5 @@ class Rebalancer:
                 record.offset,
                 state.clock.monotonic() - worker.started,
             )
-        for partition in partitions:
-            if state.partitions.get(partition.tp) is partition:
-                state.release(partition, Event.RELEASE if partition.state is State.DRAINING else Event.LOSE)
+        for partition in held:
+            state.release(partition, Event.RELEASE if partition.state is State.DRAINING else Event.LOSE)

@@ -15,6 +15,7 @@ from typing import Any
 from asyncpar.core.assignment import State
 from asyncpar.errors import (
     AsyncparError,
+    AuthorizationError,
     BrokerError,
     BrokerUnreachableError,
     ConfigurationError,
@@ -103,7 +104,10 @@ class GroupRuntime:
                 return
             assert self.session is not None
             session = self.session
-            ender = asyncio.create_task(self._stop_at_end()) if until_end else None
+            ender: asyncio.Task[None] | None = None
+            if until_end:
+                ender = asyncio.create_task(self._stop_at_end(), name="asyncpar-ender")
+                ender.add_done_callback(self._owner_ended)
             try:
                 session = await self._serve(session)
             finally:
@@ -167,14 +171,12 @@ class GroupRuntime:
         try:
             await asyncio.wait({beginning, stop}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            beginning.cancel()
-            await asyncio.wait({beginning})
+            await _call_off(beginning)
             raise
         finally:
             stop.cancel()
         if not beginning.done():
-            beginning.cancel()
-            await asyncio.wait({beginning})
+            await _call_off(beginning)
             self.state.phase = "stopped"
             return False
         beginning.result()
@@ -212,7 +214,9 @@ class GroupRuntime:
         await dead.close()
         while not self._stop.is_set() and not self._fatal.done():
             try:
-                return await self._begin()
+                if await self._begin_unless_stopped():
+                    assert self.session is not None
+                    return self.session
             except (BrokerUnreachableError, BrokerError) as error:
                 state.log.warning("group %s: no broker yet (%s); trying again", state.group, error)
                 await asyncio.sleep(_RESTART_PAUSE_SECONDS)
@@ -237,8 +241,10 @@ class GroupRuntime:
         if self._fatal.done():
             self._hurry.set()
         wait_s = state.config.shutdown_drain_timeout_ms / 1000
-        cut_off = await session.drain(state.clock.monotonic() + wait_s, self._hurry)
-        await session.close()
+        try:
+            cut_off = await session.drain(state.clock.monotonic() + wait_s, self._hurry)
+        finally:
+            await session.close()  # also when the drain is cancelled: no member may stay behind
         state.phase = "failed" if self._fatal.done() else "stopped"
         return cut_off
 
@@ -275,6 +281,9 @@ class GroupRuntime:
                 assert session is not None
                 try:
                     ends.update(await session.consumer.end(unknown))
+                except AuthorizationError as error:
+                    self._fail(error)
+                    return
                 except BrokerError as error:
                     state.log.warning("group %s: end offsets cannot be read (%s)", state.group, error)
                 continue
@@ -286,6 +295,14 @@ class GroupRuntime:
             ):
                 self._stop.set()
                 return
+
+
+async def _call_off(beginning: asyncio.Task[Session]) -> None:
+    """End a start; one that had connected in the same moment is closed, or it would go on by itself."""
+    beginning.cancel()
+    await asyncio.wait({beginning})
+    if not beginning.cancelled() and beginning.exception() is None:
+        await beginning.result().close()
 
 
 def _names_of_calls(pools: Iterable[HandlerPool]) -> list[str]:

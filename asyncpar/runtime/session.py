@@ -97,9 +97,7 @@ class Session:
             stored = await self.committer.final(partitions, bound) or all(
                 is_stored(partition, self._state.metadata_budget) for partition in partitions
             )
-        for partition in partitions:
-            if self._state.partitions.get(partition.tp) is partition:
-                self.rebalancer.leave_behind([partition])
+        self.rebalancer.leave_behind(partitions)
         self._state.token = None
         if not drained:
             return "running handlers were cancelled"
@@ -109,9 +107,11 @@ class Session:
         """End the tasks and the consumer, within a bound, whatever the broker does."""
         self.poller.close()
         self.committer.close()
-        await self.consumer.stop(CONSUMER_STOP_SECONDS)
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
+        try:
+            await self.consumer.stop(CONSUMER_STOP_SECONDS)
+        finally:
+            tasks = set(self._tasks)
+            for task in tasks:
+                task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_TASK_END_SECONDS)

@@ -7,9 +7,10 @@ than once in ten seconds (and only while something is suspiciously quiet).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from asyncpar.core.assignment import Partition
+from asyncpar.core.virtual_partitions import VirtualPartition
 from asyncpar.errors import BrokerError, EngineError
 from asyncpar.ports import Consumer
 from asyncpar.records import TopicPartition
@@ -100,7 +101,7 @@ class Watchdog:
         self._suspect(partition, offset if blocked_for > 5 * _LOOK_SECONDS else None)
 
     def _suspect(self, partition: Partition, offset: int | None) -> None:
-        """A blocking offset that could run, in a queue that nobody serves, on two looks in a row."""
+        """A blocking offset that could run and neither runs nor waits, on two looks in a row."""
         tp = partition.tp
         if offset is None or not self._is_neglected(partition, offset):
             self._suspected.pop(tp, None)
@@ -108,21 +109,28 @@ class Watchdog:
             return
         if self._suspected.get(tp) == offset and tp not in self.idle_blocks:
             self.idle_blocks[tp] = offset
-            self._state.log.error("%s: offset %d is ready but no worker takes it; waking them", tp, offset)
+            self._state.log.error("%s: offset %d could run but no worker takes it; waking them", tp, offset)
             self._state.wake_all()
         self._suspected[tp] = offset
 
     def _is_neglected(self, partition: Partition, offset: int) -> bool:
+        """True when the lowest unfinished record (always a head) is nowhere, or ready beside a free slot."""
         state, queues = self._state, partition.queues
-        if queues is None or state.lease_closed or state.stopping or offset >= queues.start_below:
+        if queues is None or state.lease_closed or state.stopping:
             return False
+
+        def has_it(heads: Iterable[VirtualPartition]) -> bool:
+            return any(
+                vp.queues is queues and vp.head is not None and vp.head.offset == offset for vp in heads
+            )
+
         for pool in state.pools:
-            if any(
-                vp.head is not None and vp.queues is queues and vp.head.offset == offset
-                for vp in pool.queue.ready
-            ):
+            if has_it(pool.running()):
+                return False
+            if has_it(pool.queue.ready):
                 return len(pool.busy()) < pool.handler.concurrency
-        return False
+        locked = (straggler.lock for straggler in state.stragglers.values())
+        return not has_it(state.parking.parked()) and not has_it(locked)
 
     def _forget_gone(self) -> None:
         for watched in (self.blocked, self.idle_blocks, self._suspected):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 
 import pytest
 
+from asyncpar.core.failures import FailureRules
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from asyncpar.runtime import health, watchdog
 from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
@@ -111,4 +113,74 @@ async def test_a_fetch_that_never_returns_is_a_dead_consumer(monkeypatch: pytest
     first.fetch = hangs  # type: ignore[method-assign, assignment]
     async with Running(first, handler(nothing), more=[second]) as run:
         await until(lambda: second.stored.get(T0) == Committed(2, ""))
+        await run.stop()
+
+
+@pytest.mark.parametrize("where", ["nowhere", "ready"])
+async def test_a_blocking_record_that_nobody_will_run_turns_readiness_red(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """A defect of ours loses a record's place, or leaves it ready with nobody woken: it is said once."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "a"))
+
+    async def handle(record: RawRecord) -> None:
+        raise ValueError("again")
+
+    slow_retry = dataclasses.replace(
+        handler(handle), rules=FailureRules(None, 3_600_000, 3_600_000, skip_undecodable=False)
+    )
+    async with Running(consumer, slow_retry, max_blocking_duration_ms=0) as run:
+        state = run.runtime.state
+        await until(lambda: len(state.parking) == 1)
+        assert run.runtime.session is not None
+        (vp,) = state.parking.parked()
+        state.parking.discard(vp.queues)
+        if where == "ready":
+            monkeypatch.setattr(state.pools[0], "wake", lambda: None)
+            state.pools[0].queue.ready.append(vp)
+        await until(lambda: run.runtime.session.watchdog.idle_blocks == {T0: 0})  # type: ignore[union-attr]
+        assert any("offset 0 could run" in reason for reason in health.not_ready(run.runtime))
+        await run.stop()
+    assert len([r for r in caplog.records if "no worker takes it" in r.getMessage()]) == 1
+
+
+async def test_a_record_that_waits_for_its_retry_or_a_straggler_is_not_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is parked, runs, or waits for a call of an older generation of its key has a place."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "a"))
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def handle(record: RawRecord) -> None:
+        started.set()
+        await release.wait()
+        raise ValueError("again")
+
+    keeps = dataclasses.replace(
+        handler(handle, cancel_on_revoke=False),
+        rules=FailureRules(None, 3_600_000, 3_600_000, skip_undecodable=False),
+    )
+    async with Running(consumer, keeps, max_revoke_grace_ms=1) as run:
+        state = run.runtime.state
+
+        async def look_for_a_while() -> None:
+            asked = len(consumer.asked)
+            await until(lambda: len(consumer.asked) > asked + 30)
+            assert run.runtime.session is not None
+            assert state.partitions[T0].in_flight == 1
+            assert not run.runtime.session.watchdog.idle_blocks
+
+        await asyncio.wait_for(started.wait(), 5)
+        await look_for_a_while()
+        await consumer.revoke()
+        consumer.assign(consumer.logs)
+        await until(lambda: state.partitions[T0].in_flight == 1)
+        await look_for_a_while()
+        release.set()
+        await until(lambda: len(state.parking) == 1)
+        await look_for_a_while()
         await run.stop()
