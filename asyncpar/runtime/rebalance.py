@@ -224,7 +224,7 @@ class Rebalancer:
         started = state.clock.monotonic()
         self._note_rebalance()
         count(state.counters.rebalances, "revoked")
-        mine = [state.partitions[tp] for tp in partitions if tp in state.partitions]
+        mine = [state.partitions[tp] for tp in sorted(partitions) if tp in state.partitions]
         grace = started + state.config.max_revoke_grace_ms / 1000
         deadline = min(grace, self._consumer.drain_deadline() - _COMMIT_SECONDS)
         await self.drain(mine, deadline)
@@ -240,7 +240,7 @@ class Rebalancer:
         state.token = None
         self._note_rebalance()
         count(state.counters.rebalances, "lost")
-        mine = [state.partitions[tp] for tp in partitions if tp in state.partitions]
+        mine = [state.partitions[tp] for tp in sorted(partitions) if tp in state.partitions]
         if mine:
             state.log.warning(
                 "group %s: lost %s without a revoke; records handled since the last commit run again",
@@ -263,6 +263,7 @@ class Rebalancer:
     ) -> bool:
         """Start nothing more of `partitions`; True when all that ran has ended well by `deadline`.
 
+        Waits for stragglers too whose success would still count: those of an older assignment to us.
         `hurry` ends the waiting early: what runs is cancelled at once.
         """
         state = self._state
@@ -270,12 +271,12 @@ class Rebalancer:
             state.close_queues(partition)
             if partition.state is not State.DRAINING:
                 partition.apply(Event.REVOKE)
-        if await self._wait(self._running(partitions), deadline - state.clock.monotonic(), hurry):
+        if await self._wait(self._that_count(partitions), deadline - state.clock.monotonic(), hurry):
             return True
-        for worker in self._running(partitions):  # anew: one that has ended may run a record of another
+        for worker in self._that_count(partitions):  # anew: one that has ended may run a record of another
             if not self._is_kept(worker):
                 worker.cancel("drain")
-        await self._wait(self._running(partitions), _CANCEL_SECONDS)
+        await self._wait(self._that_count(partitions), _CANCEL_SECONDS)
         return False
 
     def _running(self, partitions: Iterable[Partition]) -> list[Worker]:
@@ -285,6 +286,21 @@ class Rebalancer:
             for pool in self._state.pools
             for worker in pool.busy()
             if worker.vp is not None and id(worker.vp.queues) in queues
+        ]
+
+    def _that_count(self, partitions: Iterable[Partition]) -> list[Worker]:
+        """What runs of `partitions`, and their stragglers that may be adopted."""
+        queues = {id(partition.queues) for partition in partitions if partition.queues is not None}
+        adoptable = {
+            id(vp)
+            for vp, straggler in self._state.stragglers.items()
+            if straggler.adoptable and id(straggler.lock.queues) in queues
+        }
+        return [
+            worker
+            for pool in self._state.pools
+            for worker in pool.busy()
+            if worker.vp is not None and (id(worker.vp.queues) in queues or id(worker.vp) in adoptable)
         ]
 
     def _is_kept(self, worker: Worker) -> bool:

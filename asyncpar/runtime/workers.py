@@ -42,7 +42,7 @@ class HandlerPool:
         self.state = state
         self.queue = ReadyQueue(handler.name)
         self.tallies: dict[str, Tally] = {}
-        self.workers: set[Worker] = set()
+        self.workers: dict[Worker, None] = {}  # a set that keeps its order: what is done to all is repeatable
         self.retired = 0
         self.retries = 0
         self._idle: list[Worker] = []
@@ -116,7 +116,7 @@ class HandlerPool:
                 wanted, self._to_spawn = self._to_spawn, 0
                 for _ in range(wanted):
                     worker = Worker()
-                    self.workers.add(worker)
+                    self.workers[worker] = None
                     worker.task = group.create_task(
                         self._life(worker),
                         name=f"asyncpar-worker-{self.handler.name}",
@@ -130,7 +130,7 @@ class HandlerPool:
             pass  # cancelled while idle, or from outside: the slot is free again
         finally:
             self._settle_waiter(me)
-            self.workers.discard(me)
+            self.workers.pop(me, None)
             if me in self._idle:
                 self._idle.remove(me)
             if not self._closing:

@@ -9,7 +9,7 @@ import pytest
 from asyncpar.core.assignment import State
 from asyncpar.errors import BrokerError, OffsetOutOfRangeError
 from asyncpar.records import Committed, RawRecord, TopicPartition
-from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
+from tests.runtime.fakes import FakeConsumer, Running, config, handler, log, until
 
 T0 = TopicPartition("t", 0)
 
@@ -310,3 +310,31 @@ async def test_foreign_and_misplaced_metadata_is_ignored_and_counted() -> None:
             assert run.runtime.state.counters.metadata_ignored == {reason: 1}
             assert run.runtime.state.pools[0].completed() == 2
             await run.stop()
+
+
+@pytest.mark.parametrize("ending", ["stop", "revoke"])
+async def test_a_stop_and_a_revoke_wait_for_a_straggler_that_may_be_adopted(ending: str) -> None:
+    """The partition came back to the same member: the call's success still counts, so it is committed."""
+    consumer = FakeConsumer(log("t", "k", "other"))
+    release = asyncio.Event()
+    runs: list[int] = []
+
+    async def handle(record: RawRecord) -> None:
+        runs.append(record.offset)
+        if record.offset == 0:
+            await release.wait()
+
+    keeps = handler(handle, cancel_on_revoke=False)
+    async with Running(consumer, keeps, max_revoke_grace_ms=20) as run:
+        await until(lambda: 1 in runs)
+        await consumer.revoke()
+        consumer.assign(consumer.logs)
+        await until(lambda: run.runtime.state.partitions[T0].is_open)
+        run.runtime.state.config = config(max_revoke_grace_ms=5_000)
+        goes = asyncio.create_task(run.stop() if ending == "stop" else consumer.revoke())
+        await until(lambda: run.runtime.state.partitions[T0].state is State.DRAINING)
+        assert not goes.done()
+        release.set()
+        await goes
+        assert consumer.stored[T0] == Committed(2, "")
+    assert runs == [0, 1]
