@@ -73,6 +73,7 @@ class Partition:
         "backpressure",
         "generation",
         "halt_reason",
+        "halted_at",
         "metadata_truncated",
         "queues",
         "state",
@@ -90,6 +91,8 @@ class Partition:
         """What the broker is known to have stored in this generation, or had at its start."""
         self.backpressure = False
         self.halt_reason: str | None = None
+        self.halted_at = 0.0
+        """When it was halted, monotonic seconds."""
         self.metadata_truncated = False
 
     def apply(self, event: Event) -> None:

@@ -270,6 +270,7 @@ class GroupState:
             return
         partition.apply(Event.HALT)
         partition.halt_reason = reason
+        partition.halted_at = self.clock.monotonic()
         self.close_queues(partition)
         self.log.error(
             "%s halted, %s. Its records wait until app.retry_halted(), a rebalance or a restart; "

@@ -20,6 +20,7 @@ from asyncpar.runtime.group_state import GroupState
 _FETCH_TIMEOUT_MS = 200
 _FETCH_TIMEOUT_BUSY_MS = 50
 _HELD_BACK_SECONDS = 0.005
+_MAX_HELD_BACK_SECONDS = 0.04
 _KEEP_ALIVE_SECONDS = 1.0
 _PAUSE_AFTER_ERROR_SECONDS = 0.1
 _UNASSIGNED_SECONDS = 0.05
@@ -50,6 +51,7 @@ class Poller:
         self.called_at = state.clock.monotonic()
         """When fetch was last called or returned: the watchdog's sign of life."""
         self.in_fetch = False
+        self._held = (0, _HELD_BACK_SECONDS)
         self.empty_handed: frozenset[TopicPartition] = frozenset()
         """What the last fetch asked for and got nothing of."""
 
@@ -75,10 +77,16 @@ class Poller:
             await asyncio.sleep(0)
 
     def _pause_while_held(self) -> float:
-        """Short while limits hold us back (a slot frees soon), longer while nothing is assigned."""
+        """Short while limits hold us back, as room comes soon; longer while nothing ends or is assigned."""
+        partitions = self._state.partitions.values()
         held = self.backpressure.records_active or self.backpressure.bytes_active
-        busy = held or any(partition.backpressure for partition in self._state.partitions.values())
-        return _HELD_BACK_SECONDS if busy else _UNASSIGNED_SECONDS
+        if not held and not any(partition.backpressure for partition in partitions):
+            return _UNASSIGNED_SECONDS
+        in_flight = sum(partition.in_flight for partition in partitions)
+        before, pause = self._held
+        pause = min(2 * pause, _MAX_HELD_BACK_SECONDS) if in_flight == before else _HELD_BACK_SECONDS
+        self._held = (in_flight, pause)
+        return pause
 
     async def _fetch(self, wanted: list[Partition], room: int) -> None:
         asked = [partition.tp for partition in wanted]

@@ -40,7 +40,7 @@ def partition_status(runtime: GroupRuntime, partition: Partition) -> PartitionSt
     """One partition, with the reason why its commit stands where it stands."""
     state, tracker = runtime.state, partition.tracker
     now = state.clock.monotonic()
-    blocking = None if tracker is None else tracker.blocking_offset
+    blocking, blocked_for = _blocking(partition, now)
     running = _running(state, partition)
     parked = _parked(state, partition)
     runs = [] if tracker is None else tracker.done_runs()
@@ -58,7 +58,7 @@ def partition_status(runtime: GroupRuntime, partition: Partition) -> PartitionSt
         committed=None if acknowledged is None else acknowledged.offset,
         position=None if tracker is None else tracker.position,
         blocking_offset=blocking,
-        blocking_duration_seconds=0.0 if tracker is None else tracker.blocked_for(now),
+        blocking_duration_seconds=blocked_for,
         blocking_reason=reason,
         blocking_handler=handler,
         blocking_attempts=_attempts(partition, blocking),
@@ -108,6 +108,16 @@ def _is_held_back(runtime: GroupRuntime, partition: Partition) -> bool:
         session.poller.backpressure.records_active or session.poller.backpressure.bytes_active
     )
     return partition.backpressure or (group_wide and partition.is_open)
+
+
+def _blocking(partition: Partition, now: float) -> tuple[int | None, float]:
+    """The lowest unfinished offset, and for how long; a halt has dropped it and blocks at its HWM."""
+    tracker = partition.tracker
+    if tracker is None:
+        return None, 0.0
+    if partition.state is State.HALTED:
+        return tracker.hwm, now - partition.halted_at
+    return tracker.blocking_offset, tracker.blocked_for(now)
 
 
 def _blocking_reason(

@@ -259,9 +259,10 @@ class HandlerPool:
             if task.cancelling():
                 raise Interrupted(worker_ends=True)
             return Verdict.FAILED, raised
-        if isinstance(raised, SystemExit):
-            return Verdict.FAILED, HandlerFailedError(f"the handler called exit: {raised!r}")
-        raise raised
+        if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+            raise raised
+        what = "called exit" if isinstance(raised, SystemExit) else "raised what is no Exception"
+        return Verdict.FAILED, HandlerFailedError(f"the handler {what}: {raised!r}")
 
     def _unsettled(self, me: Worker, vp: VirtualPartition, offset: int) -> None:
         """The attempt was interrupted: the record is neither done nor failed."""

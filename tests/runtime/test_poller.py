@@ -142,3 +142,25 @@ async def test_waiting_for_one_slow_record_is_no_busy_loop() -> None:
         assert min(waits) >= 50
         release.set()
         await run.stop()
+
+
+async def test_intake_that_is_held_back_is_looked_at_less_often_while_nothing_ends() -> None:
+    """A record that hangs at the limit costs few wake-ups; the first one that ends makes them quick again."""
+    consumer = FakeConsumer(log("t", *(f"k{at}" for at in range(10))))
+    release = asyncio.Event()
+
+    async def handle(record: RawRecord) -> None:
+        if record.offset < 2:
+            await release.wait()
+
+    async with Running(consumer, handler(handle), limits=limits(max_in_flight=2, batch=1)) as run:
+        partitions = run.runtime.state.partitions
+        await until(lambda: T0 in partitions and partitions[T0].in_flight == 2)
+        assert run.runtime.session is not None
+        poller = run.runtime.session.poller
+        pauses = [poller._pause_while_held() for _ in range(6)]
+        assert pauses == sorted(pauses)
+        assert pauses[-1] == 0.04
+        release.set()
+        await until(lambda: consumer.stored.get(T0) == Committed(10, ""))
+        await run.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from asyncpar.core.assignment import State
 from asyncpar.metrics import REGISTRY, Histogram, SnapshotBuilder
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from asyncpar.runtime import snapshots
@@ -39,6 +40,26 @@ async def test_the_status_names_the_blocking_offset_its_reason_and_the_gaps() ->
         await until(lambda: consumer.stored.get(T0) == Committed(12, ""))
         (status,) = snapshots.group_status(run.runtime).partitions
         assert (status.blocking_offset, status.blocking_reason, status.true_lag) == (None, None, 0)
+        await run.stop()
+
+
+async def test_a_halted_partition_names_the_offset_it_halted_at_and_since_when() -> None:
+    """An alert on the blocking offset or on its duration fires for a halt as well."""
+    consumer = FakeConsumer(log("t", "good", "bad", "other"))
+
+    async def handle(record: RawRecord) -> None:
+        if record.offset == 1:
+            raise ValueError("no")
+
+    async with Running(consumer, handler(handle, attempts=1)) as run:
+        partitions = run.runtime.state.partitions
+        await until(lambda: T0 in partitions and partitions[T0].state is State.HALTED)
+        (status,) = snapshots.group_status(run.runtime).partitions
+        assert (status.blocking_offset, status.blocking_reason) == (1, "halted")
+        seen = status.blocking_duration_seconds
+        await until(
+            lambda: snapshots.group_status(run.runtime).partitions[0].blocking_duration_seconds > seen
+        )
         await run.stop()
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import dataclasses
 import decimal
-import sys
 
 import pytest
 
@@ -151,12 +150,13 @@ async def test_an_idle_worker_that_is_cancelled_is_replaced_when_there_is_work()
         await run.stop()
 
 
-async def test_a_handler_that_calls_exit_has_failed_and_the_process_lives() -> None:
-    """SystemExit in a handler is a failed attempt."""
+@pytest.mark.parametrize("raised", [SystemExit("no"), BaseExceptionGroup("exit", [SystemExit("no")])])
+async def test_a_handler_that_calls_exit_has_failed_and_the_process_lives(raised: BaseException) -> None:
+    """SystemExit in a handler is a failed attempt, and so is whatever else is no Exception."""
     consumer = FakeConsumer(log("t", "a"))
 
     async def handle(record: RawRecord) -> None:
-        sys.exit("no")
+        raise raised
 
     async with Running(consumer, handler(handle, attempts=2)) as run:
         partitions = run.runtime.state.partitions
