@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import ModuleType, TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import asyncpar
 from asyncpar.assembly import client_version, kafka_consumers, runtime_config
-from asyncpar.discovery import handler_functions
+from asyncpar.discovery import including, specs_in
 from asyncpar.errors import AsyncparError, ConfigurationError, EngineError, PortInUseError
 from asyncpar.groups import DeclaredGroup, Threads, build_handlers, declare_groups
 from asyncpar.metrics import MetricsSnapshot, SnapshotBuilder
@@ -35,18 +34,19 @@ from asyncpar.ports import ConsumerFactory
 from asyncpar.records import TopicPartition
 from asyncpar.runtime import health, snapshots
 from asyncpar.runtime.group_state import Clock
+from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import Settings
 from asyncpar.settings_checks import check_names
 from asyncpar.settings_sources import Loaded, load
 from asyncpar.status import AppStatus
-from asyncpar.topics import TopicDecorator, TopicSpec, specs_of, topic
+from asyncpar.topics import TopicSpec, topic
 
 Lifespan = Callable[["App"], AbstractAsyncContextManager[Any]]
 """One async context manager; what it yields is `Context.state` of every handler."""
 
-P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
+Watch = Callable[[str, Handler], Handler]
+"""`(group, handler)` to that handler, or to one like it whose calls are seen."""
 
 _log = logging.getLogger("asyncpar.app")
 _HTTP_STOP_SECONDS = 2.0
@@ -79,6 +79,7 @@ class App:
         self._middlewares = tuple(middlewares)
         self._on_fatal = on_fatal
         self._consumers = consumers
+        self._watch: Watch = lambda group, handler: handler
         self._clock: Clock | None = None  # a simulated app brings its own time and chance
         self._given = settings
         self._specs: list[TopicSpec] = []
@@ -89,7 +90,7 @@ class App:
         self._stopping: asyncio.Event | None = None
         self._started_at = time.monotonic()
         self._failure: BaseException | None = None
-        self.topic = _including(topic, self._add)
+        self.topic = including(topic, self._add)
         """`@app.topic(...)`: as `@topic`, and the function is included in this app."""
         self.http_port: int | None = None
         """The port that health and metrics are served on; None while they are not."""
@@ -99,24 +100,9 @@ class App:
     def include(self, source: ModuleType | str | Callable[..., Any]) -> None:
         """Take in handlers: a module, a module's name (such as `__name__`), or a decorated function.
 
-        Takes the decorated functions that are defined in the module, not those it imported. One
-        function counts once. Raises ConfigurationError when nothing is found.
+        Of a module, the functions defined there, not those it imported. ConfigurationError for nothing.
         """
-        if isinstance(source, str):
-            source = sys.modules.get(source) or importlib.import_module(source)
-        if isinstance(source, ModuleType):
-            functions = handler_functions(source)
-            if not functions:
-                raise ConfigurationError(
-                    f"include({source.__name__}): the module has no function decorated with @topic"
-                )
-            for function in functions:
-                self._add(specs_of(function))
-            return
-        specs = specs_of(source)
-        if not specs:
-            raise ConfigurationError(f"include({source!r}): it is not decorated with @topic")
-        self._add(specs)
+        self._add(specs_in(source))
 
     def _add(self, specs: Sequence[TopicSpec]) -> None:
         for spec in specs:
@@ -138,6 +124,16 @@ class App:
     def configure(self, loaded: Loaded) -> None:
         """Use these settings. Without it they are loaded from environment, TOML and the constructor."""
         self._loaded = loaded
+
+    @contextlib.contextmanager
+    def rigged(self, loaded: Loaded, consumers: ConsumerFactory, watch: Watch) -> Iterator[None]:
+        """For `asyncpar.testing`: what runs within the block runs with these, and not with the app's own."""
+        before = self._loaded, self._consumers, self._watch
+        self._loaded, self._consumers, self._watch = loaded, consumers, watch
+        try:
+            yield
+        finally:
+            self._loaded, self._consumers, self._watch = before
 
     @property
     def loaded(self) -> Loaded:
@@ -167,8 +163,7 @@ class App:
         `on_started` is called when every group has connected. Returns after a full drain. Raises
         ConfigurationError, ConnectError (at start), EngineError, DrainIncompleteError.
         """
-        if self._runtimes:
-            raise ConfigurationError(f"app {self.name} runs already: an app runs once at a time")
+        self._check_idle()
         groups = self.groups()
         self._stopping = asyncio.Event()
         self._failure = None
@@ -186,8 +181,13 @@ class App:
         finally:
             self._ended, self._runtimes = self._runtimes, ()
 
+    def _check_idle(self) -> None:
+        if self._runtimes or self._owner not in (None, asyncio.current_task()):
+            raise ConfigurationError(f"app {self.name} runs already: an app runs once at a time")
+
     def _runtime(self, group: DeclaredGroup, state: object, threads: Threads) -> GroupRuntime:
-        handlers = build_handlers(group, state, self._middlewares, threads)
+        built = build_handlers(group, state, self._middlewares, threads)
+        handlers = [self._watch(group.name, handler) for handler in built]
         config, consumers = runtime_config(self.settings), self._consumers or kafka_consumers(self.settings)
         return GroupRuntime(group.name, handlers, group.subscription, config, consumers, self._clock)
 
@@ -265,6 +265,7 @@ class App:
 
         Enters no cancel scope in the caller's task: the host may enter and leave in different tasks.
         """
+        self._check_idle()
         started = asyncio.Event()
         self._owner = asyncio.create_task(self._own(started), name=f"asyncpar-app-{self.name}")
         waiting = asyncio.create_task(started.wait())
@@ -378,22 +379,3 @@ class App:
         if server is not None:
             self.http_port = None
             await server.stop(_HTTP_STOP_SECONDS)
-
-
-def _including(
-    declare: Callable[P, TopicDecorator], add: Callable[[Sequence[TopicSpec]], None]
-) -> Callable[P, Callable[[F], F]]:
-    """As `declare`, and what it declares is added too."""
-
-    def declaring(*args: P.args, **kwargs: P.kwargs) -> Callable[[F], F]:
-        decorate = declare(*args, **kwargs)
-
-        def include(function: F) -> F:
-            before = specs_of(function)
-            decorated = decorate(function)
-            add([spec for spec in specs_of(decorated) if not any(spec is known for known in before)])
-            return decorated
-
-        return include
-
-    return declaring

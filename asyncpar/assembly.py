@@ -36,7 +36,7 @@ def kafka_consumers(settings: Settings) -> ConsumerFactory:
     """Makes consumers on aiokafka; the client is imported when the first app is about to run."""
     from asyncpar.adapters.aiokafka_consumer import AiokafkaConsumer
 
-    config = _client_config(settings)
+    config = client_config(settings)
     return lambda group: AiokafkaConsumer(config, group)
 
 
@@ -47,10 +47,11 @@ def check_client(settings: Settings) -> None:
     """
     from asyncpar.adapters.aiokafka_security import security_options
 
-    security_options(_client_config(settings))
+    security_options(client_config(settings))
 
 
-def _client_config(settings: Settings) -> ClientConfig:
+def client_config(settings: Settings) -> ClientConfig:
+    """The part of `settings` that a consumer is made with."""
     from asyncpar.adapters.aiokafka_config import ClientConfig
 
     names = [name for name in ClientConfig.__dataclass_fields__ if hasattr(settings, name)]

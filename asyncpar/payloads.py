@@ -212,8 +212,13 @@ def _first_problem(error: Any) -> str:
     """Kind and location. pydantic's own message may quote the input or what a validator said of it."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kind = str(first["type"]).replace("_", " ")
-    location = ".".join(str(part) for part in first["loc"])[:_LOCATION_CHARS]
+    location = _shown(".".join(str(part) for part in first["loc"]))
     return f"{kind} at {location}" if location else kind
+
+
+def _shown(location: str) -> str:
+    """`location` for a log line: names in it may be the sender's, with line breaks or terminal commands."""
+    return "".join(char if char.isprintable() else "?" for char in location[:_LOCATION_CHARS])
 
 
 def _msgspec_decoder(annotation: object, where: str) -> ValueDecoder:
@@ -244,7 +249,7 @@ def _msgspec_problem(message: str) -> str:
     found = _MSGSPEC_LOCATION.search(message)
     if message.startswith(_MSGSPEC_HARMLESS):
         return message[: 2 * _LOCATION_CHARS]
-    return f"invalid value at {found[1][:_LOCATION_CHARS]}" if found else "invalid value"
+    return f"invalid value at {_shown(found[1])}" if found else "invalid value"
 
 
 def _foreign(where: str, name: str, error: Exception) -> str:

@@ -43,6 +43,26 @@ def partition(app: App) -> PartitionStatus:
     return app.status().groups[0].partitions[0]
 
 
+async def test_an_embedded_app_is_entered_once() -> None:
+    """A second `async with app` is refused and leaves the app running, also before anything has connected."""
+    app = make(FakeConsumer(log("t", *"abc")))
+
+    @app.topic("t")
+    async def handle(value: bytes) -> None: ...
+
+    async with app:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="runs already"):
+                await app.__aenter__()
+            with pytest.raises(ConfigurationError, match="runs already"):
+                await app.run()
+        assert app.status().groups
+    entering = [asyncio.create_task(app.__aenter__()) for _ in range(2)]
+    await asyncio.wait(entering, timeout=10)
+    assert [type(task.exception()) for task in entering] == [type(None), ConfigurationError]
+    await app.__aexit__(None, None, None)
+
+
 async def test_an_app_runs_its_handlers_until_the_end_and_returns() -> None:
     """`run(drain_and_exit=True)` handles what is there, commits it and returns."""
     consumer = FakeConsumer(log("t", *"abc"))

@@ -17,14 +17,16 @@ import pytest
 
 from asyncpar.core.offset_codec import decode
 from asyncpar.records import TopicPartition
+from asyncpar.testing.checkers import Final, Rules, check
+from asyncpar.testing.history import Event
 from tests import kafka_tools
 from tests.cli.program import ROOT, asyncpar, environment
 from tests.kafka_broker import LOOPBACK, KafkaBroker
 from tests.kafka_tools import Record
-from tests.ledger import Event, Place, Writer, check
 
 EXAMPLES = ROOT / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "__init__")
+PROGRAMS = [name for name in NAMES if not name.startswith("test_")]
 ORDERS = 100_000
 CUSTOMERS = 500
 BOUND_SECONDS = 60
@@ -33,7 +35,7 @@ BOUND_SECONDS = 60
 # -- without a broker ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_an_example_is_valid_and_told_about(name: str):
     """`--check` accepts it, and the README says how to start it."""
     ended = asyncpar(ROOT, "run", f"examples.{name}", "--group", "examples", "--check", "--http-port", "0")
@@ -50,6 +52,36 @@ def test_an_example_imports_what_its_user_has(name: str):
     assert not any(
         line.startswith(("from asyncpar.core", "from asyncpar.runtime")) for line in text.splitlines()
     )
+
+
+def pytest_says(*options: str) -> None:
+    """Run `examples/test_orders.py` as its user does; fails with what pytest says."""
+    # The plugin by its module and not by its entry point, which is there only where asyncpar is installed.
+    plugins = ("-p", "no:asyncpar", "-p", "asyncpar.testing.plugin", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "examples/test_orders.py", *options]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=BOUND_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "4 passed" in ended.stdout
+
+
+def test_the_tests_of_the_orders_example_pass():
+    """In memory, without a broker; the README says how to start them."""
+    pytest_says()
+    assert "`test_orders.py`" in (EXAMPLES / "README.md").read_text()
+
+
+@pytest.mark.broker
+def test_the_tests_of_the_orders_example_pass_by_the_flag(private_broker: KafkaBroker):
+    """The same on a real Kafka."""
+    pytest_says(f"--asyncpar-bootstrap={private_broker.bootstrap}")
 
 
 # -- small examples on a real broker -------------------------------------------------------------
@@ -119,18 +151,20 @@ def orders_environment(ledger: Path) -> dict[str, str]:
 
 
 def events_of(path: Path) -> list[Event]:
-    """The example's own file in the words of the checker."""
+    """The example's own file in the words of the checkers; its "end" is only written by a success."""
     events = []
     for line in path.read_text().splitlines():
         fields = json.loads(line)
-        place = Place(fields["topic"], fields["partition"], fields["offset"])
+        tp = TopicPartition(fields["topic"], fields["partition"])
         key = None if fields["key"] is None else fields["key"].encode()
-        events.append(Event(fields["event"], place, key, fields["monotonic_ns"], Writer(fields["pid"], "")))
+        how = "ok" if fields["event"] == "end" else ""
+        member = str(fields["pid"])
+        events.append(Event(fields["event"], fields["monotonic_ns"], member, tp, fields["offset"], key, how))
     return events
 
 
-def kill_in_the_middle(command: list[str], ledger: Path) -> int:
-    """Run until half of the orders have left their lines, then `kill -9`; the process id."""
+def kill_in_the_middle(command: list[str], ledger: Path) -> Event:
+    """Run until half of the orders have left their lines, then `kill -9`; the death as an event."""
     process = subprocess.Popen(command, cwd=ROOT, env=orders_environment(ledger), stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + BOUND_SECONDS
@@ -145,18 +179,17 @@ def kill_in_the_middle(command: list[str], ledger: Path) -> int:
     finally:
         process.kill()
         process.communicate(timeout=10)
-    return process.pid
+    return Event("dead", time.monotonic_ns(), str(process.pid))
 
 
-def is_covered(place: Place, stored: dict[int, kafka_tools.Committed]) -> bool:
+def is_covered(tp: TopicPartition, offset: int, stored: dict[int, kafka_tools.Committed]) -> bool:
     """Whether the group's commit says that this record is done: below the offset, or in its metadata."""
-    commit = stored.get(place.partition)
+    commit = stored.get(tp.partition)
     if commit is None:
         return False
-    partition = TopicPartition(place.topic, place.partition)
-    runs = decode(partition, commit.offset, commit.metadata)
+    runs = decode(tp, commit.offset, commit.metadata)
     assert isinstance(runs, list), runs
-    return place.offset < commit.offset or any(first <= place.offset < end for first, end in runs)
+    return offset < commit.offset or any(first <= offset < end for first, end in runs)
 
 
 @pytest.mark.broker
@@ -179,7 +212,7 @@ async def test_orders_survive_kill_9(private_broker: KafkaBroker, tmp_path: Path
     command = orders_command(bootstrap)
     killed = await asyncio.to_thread(kill_in_the_middle, command, ledger)
     before = events_of(ledger)
-    handled_before = {event.place for event in before if event.kind == "end"}
+    handled_before = {(event.tp, event.offset) for event in before if event.kind == "end"}
     assert ORDERS / 4 < len(handled_before) < ORDERS, "the kill came at the wrong time"
     stored = await kafka_tools.committed(bootstrap, "billing", "orders")
     again = await asyncio.to_thread(
@@ -193,16 +226,20 @@ async def test_orders_survive_kill_9(private_broker: KafkaBroker, tmp_path: Path
         check=False,
     )
     assert again.returncode == 0, again.stderr
-    report = check(events_of(ledger), produced)
-    assert report.is_ok, report.explain()
-    assert report.handled == ORDERS
-    assert {event.writer.pid for event in before} == {killed}
-    # Only what was in flight, or done since the last acknowledged commit, may have run twice.
-    started = {event.place for event in before}
-    assert set(report.duplicated) <= {place for place in started if not is_covered(place, stored)}
     committed = await kafka_tools.committed(bootstrap, "billing", "orders")
     ends = await kafka_tools.end_offsets(bootstrap, "orders")
     assert {number: one.offset for number, one in committed.items()} == ends
+    sends = [Event("send", 0, "", TopicPartition(*one[:2]), one.offset, one.key) for one in produced]
+    finals = {TopicPartition("orders", number): Final(end, end) for number, end in ends.items()}
+    after = events_of(ledger)
+    report = check([*sends, *after, killed], Rules(replays="any", finals=finals))
+    assert report.is_ok, report.explain()
+    assert report.counts["handled"] == ORDERS
+    assert {event.member for event in before} == {killed.member}
+    # Only what was in flight, or done since the last acknowledged commit, may have run twice.
+    again = {(event.tp, event.offset) for event in after if event.member != killed.member}
+    assert report.counts["duplicates"] == len(again & handled_before)
+    assert not [(tp, offset) for tp, offset in again if is_covered(tp, offset, stored)]
 
 
 # -- FastAPI -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Fixtures of the tests on a real broker: member processes, ledgers, apps with fast settings."""
+"""Fixtures of the tests on a real broker: member processes, histories, apps with fast settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Protocol
 import pytest
 
 from asyncpar import App
+from asyncpar.testing.history import HistoryFile
 from tests.integration.members import FAST, Member
-from tests.integration.plan import Plan, Recorder
-from tests.ledger import Ledger
+from tests.integration.plan import Plan
+from tests.integration.watch import Watch
 
 
 class MemberFactory(Protocol):
@@ -38,28 +39,34 @@ def members(tmp_path: Path) -> Iterator[MemberFactory]:
 
 
 @pytest.fixture
-def ledger_path(tmp_path: Path) -> Path:
-    """This test's ledger, empty so far."""
-    path = tmp_path / "ledger"
+def history_path(tmp_path: Path) -> Path:
+    """This test's history, empty so far."""
+    path = tmp_path / "history"
     path.touch()
     return path
 
 
 @pytest.fixture
-def recorder(ledger_path: Path) -> Iterator[Recorder]:
-    """The ledger of handlers that run in the test's own process."""
-    ledger = Ledger(ledger_path)
-    yield Recorder(ledger)
-    ledger.close()
+def watch(history_path: Path) -> Iterator[Watch]:
+    """Watches the app that `make_app` is given it for."""
+    history = HistoryFile(history_path)
+    yield Watch(history, "the app")
+    history.close()
 
 
 @pytest.fixture
 def make_app(monkeypatch: pytest.MonkeyPatch, group_id: str) -> Callable[..., App]:
-    """`make_app(bootstrap, **settings)`: an app of group `group_id` that settles fast and serves no HTTP."""
+    """`make_app(bootstrap, **settings)`: an app of group `group_id` that settles fast and serves no HTTP.
+
+    With `watch=` all that it does is in the history.
+    """
     monkeypatch.delenv("ASYNCPAR_ENV", raising=False)
 
-    def make(bootstrap: str, **settings: object) -> App:
+    def make(bootstrap: str, watch: Watch | None = None, **settings: object) -> App:
         values: dict[str, object] = {"group": group_id, "http_port": 0, **FAST, **settings}
-        return App(bootstrap_servers=bootstrap, **values)  # type: ignore[arg-type]
+        if watch is None:
+            return App(bootstrap_servers=bootstrap, **values)  # type: ignore[arg-type]
+        watch.app = App(bootstrap_servers=bootstrap, consumers=watch.consumers, **values)  # type: ignore[arg-type]
+        return watch.app
 
     return make

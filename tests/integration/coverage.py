@@ -7,11 +7,20 @@ of the metadata is asyncpar's, by its own codec.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from asyncpar.core.offset_codec import Ignored, decode
 from asyncpar.records import TopicPartition
-from tests.kafka_tools import Committed
-from tests.ledger import Event, Place, ProducedRecord
+from asyncpar.testing.history import Event
+from tests.kafka_tools import Committed, Produced
+
+
+class Place(NamedTuple):
+    """Where a record lies; equal to the plain tuple."""
+
+    topic: str
+    partition: int
+    offset: int
 
 
 def done_runs(topic: str, partition: int, commit: Committed) -> list[tuple[int, int]]:
@@ -21,9 +30,7 @@ def done_runs(topic: str, partition: int, commit: Committed) -> list[tuple[int, 
     return runs
 
 
-def not_covered(
-    topic: str, commits: Mapping[int, Committed], produced: Iterable[ProducedRecord]
-) -> set[Place]:
+def not_covered(topic: str, commits: Mapping[int, Committed], produced: Iterable[Produced]) -> set[Place]:
     """The produced records that `commits` do not declare done."""
     runs = {number: done_runs(topic, number, commit) for number, commit in commits.items()}
 
@@ -40,6 +47,19 @@ def not_covered(
     }
 
 
-def places(events: Iterable[Event], kind: str, pids: Collection[int]) -> list[Place]:
-    """Where the processes `pids` wrote `kind`, in the order written."""
-    return [event.place for event in events if event.kind == kind and event.writer.pid in pids]
+def started(events: Iterable[Event], members: Collection[str]) -> list[Place]:
+    """What `members` began to handle, in the order written."""
+    return [_place(event) for event in events if event.kind == "start" and event.member in members]
+
+
+def ended(events: Iterable[Event], members: Collection[str], how: str = "ok") -> list[Place]:
+    """What `members` handled, in the order written; or where a call of theirs ended otherwise."""
+    return [
+        _place(event)
+        for event in events
+        if event.kind == "end" and event.detail == how and event.member in members
+    ]
+
+
+def _place(event: Event) -> Place:
+    return Place(*event.tp, event.offset)

@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.03
 
 @asynccontextmanager
 async def load(
-    bootstrap: str, topic: str, ledger: Path, keys: int
+    bootstrap: str, topic: str, history: Path, keys: int
 ) -> AsyncIterator[list[kafka_tools.Produced]]:
     """Inside, records of `keys` keys are produced as they are handled; yields the growing list of them."""
     produced: list[kafka_tools.Produced] = []
@@ -29,7 +29,7 @@ async def load(
 
     async def produce() -> None:
         while not enough.is_set() and len(produced) < MOST:
-            if len(produced) - ended_calls(ledger) < AHEAD:
+            if len(produced) - ended_calls(history) < AHEAD:
                 produced.extend(await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(BATCH, keys)))
             else:
                 await asyncio.sleep(_LOOK_SECONDS)

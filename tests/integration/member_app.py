@@ -1,7 +1,7 @@
 """The app of a member process: run by `python -m asyncpar run tests.integration.member_app:app`.
 
-Does what the plan in its environment says and writes each call into the plan's ledger. Never imported by
-tests. Always: it dies with the process that started it, however that one ends.
+Does what the plan in its environment says; its consumer and its calls go into the plan's history. Never
+imported by tests. Always: it dies with the process that started it, however that one ends.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import sys
 import time
 
 from asyncpar import App, Record, Retry
-from tests.integration.plan import Plan, Recorder
-from tests.ledger import Ledger
+from asyncpar.testing.history import HistoryFile
+from tests.integration.plan import Plan
+from tests.integration.watch import Watch
 
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 plan = Plan.from_environment()
-recorder = Recorder(Ledger(plan.ledger, instance=str(os.getpid())))
-app = App()
+watch = Watch(HistoryFile(plan.history), str(os.getpid()))
+watch.app = app = App(consumers=watch.consumers)
 
 _LOOK_SECONDS = 0.02
 
@@ -42,7 +43,7 @@ async def _refuse_to_end() -> None:
 
 async def work(record: Record) -> None:
     """Take as long as the plan says."""
-    with recorder.handling(record):
+    with watch.handling(record):
         if record.offset in plan.stuck:
             await _wait_for_release()
         if record.offset in plan.failing and not plan.release.exists():
@@ -54,7 +55,7 @@ async def work(record: Record) -> None:
 
 def work_in_thread(record: Record) -> None:
     """The same in a thread."""
-    with recorder.handling(record):
+    with watch.handling(record):
         if record.offset in plan.sleepers:
             time.sleep(3600)
         time.sleep(plan.work_ms / 1000)

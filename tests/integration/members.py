@@ -63,6 +63,11 @@ class Member:
         return self._process.pid
 
     @property
+    def name(self) -> str:
+        """What it is called in the history."""
+        return str(self.pid)
+
+    @property
     def is_running(self) -> bool:
         return self._process.poll() is None
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from asyncpar import App, Record
+from asyncpar.testing.history import read
 from tests import kafka_tools
 from tests.conftest import TopicFactory
-from tests.integration.plan import Recorder
 from tests.integration.waiting import ended_calls, eventually, until_committed_to_end, until_ended
+from tests.integration.watch import Watch, judge
 from tests.kafka_broker import KafkaBroker
-from tests.ledger import check, read
 
 pytestmark = pytest.mark.broker
 
@@ -37,7 +37,7 @@ async def test_a_broker_that_goes_and_comes_back_costs_no_record(
     make_topic: TopicFactory,
     group_id: str,
     make_app: MakeApp,
-    recorder: Recorder,
+    watch: Watch,
     away: Callable[[KafkaBroker], None],
 ) -> None:
     """Readiness turns red and liveness stays green while it is away; then all is handled, in order, and
@@ -46,28 +46,27 @@ async def test_a_broker_that_goes_and_comes_back_costs_no_record(
     topic = make_topic(partitions=4)
     bootstrap = private_broker.bootstrap
     produced = await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(8000, keys=200))
-    app = make_app(bootstrap, max_in_flight=1000)
+    app = make_app(bootstrap, watch=watch, max_in_flight=1000)
 
     @app.topic(topic, concurrency=50)
     async def handle(record: Record) -> None:
-        with recorder.handling(record):
+        with watch.handling(record):
             await asyncio.sleep(0.005)
 
-    ledger = recorder.ledger.path
     async with app:
-        await until_ended(ledger, 1000)
+        await until_ended(watch.history.path, 1000)
         assert app.status().ready
         await asyncio.to_thread(away, private_broker)
-        assert ended_calls(ledger) < 8000, "the broker went under load"
+        assert ended_calls(watch.history.path) < 8000, "the broker went under load"
         await eventually(lambda: is_live_and_not_ready(app), "readiness is red")
         await asyncio.to_thread(private_broker.start)
         await eventually(lambda: app.status().ready, "readiness is green again")
         produced += await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(1000, keys=200))
-        await until_committed_to_end(bootstrap, group_id, topic)
+        finals = await until_committed_to_end(bootstrap, group_id, topic)
         assert app.status().live
         assert app.status().groups[0].in_flight == 0
 
-    report = check(ledger, produced)
+    report = judge(watch.history.path, produced, finals, max_in_flight=1000)
     assert report.is_ok, report.explain()
 
 
@@ -83,7 +82,7 @@ async def test_a_frozen_broker_stops_new_calls_and_costs_no_record(
     make_topic: TopicFactory,
     group_id: str,
     make_app: MakeApp,
-    recorder: Recorder,
+    watch: Watch,
 ) -> None:
     """When heartbeats are no longer answered nothing starts (another member may own it all); later all is
     done.
@@ -91,16 +90,15 @@ async def test_a_frozen_broker_stops_new_calls_and_costs_no_record(
     topic = make_topic(partitions=2)
     bootstrap = private_broker.bootstrap
     produced = await kafka_tools.produce(bootstrap, topic, kafka_tools.keyed(4000, keys=100))
-    app = make_app(bootstrap)
+    app = make_app(bootstrap, watch=watch)
 
     @app.topic(topic, concurrency=10)
     async def handle(record: Record) -> None:
-        with recorder.handling(record):
+        with watch.handling(record):
             await asyncio.sleep(0.01)
 
-    ledger = recorder.ledger.path
     async with app:
-        await until_ended(ledger, 100)
+        await until_ended(watch.history.path, 100)
         private_broker.pause()
         await eventually(lambda: app.status().groups[0].lease_closed, "the lease has run out")
         assert "heartbeats are not answered" in " ".join(app.status().not_ready)
@@ -110,9 +108,9 @@ async def test_a_frozen_broker_stops_new_calls_and_costs_no_record(
         assert app.status().groups[0].handlers[0].ready > 0, "there is work that could start"
         resumed_at = time.monotonic_ns()
         private_broker.resume()
-        await until_committed_to_end(bootstrap, group_id, topic, timeout_seconds=60)
+        finals = await until_committed_to_end(bootstrap, group_id, topic, timeout_seconds=60)
 
-    report = check(ledger, produced)
+    report = judge(watch.history.path, produced, finals)
     assert report.is_ok, report.explain()
-    starts = [event.monotonic_ns for event in read(ledger) if event.kind == "start"]
+    starts = [event.at_ns for event in read(watch.history.path) if event.kind == "start"]
     assert not [at for at in starts if closed_at < at < resumed_at]

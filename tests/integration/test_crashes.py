@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from asyncpar.testing.history import HistoryFile, read
 from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
 from tests.integration.conftest import MemberFactory
-from tests.integration.coverage import done_runs, not_covered, places
+from tests.integration.coverage import done_runs, ended, not_covered, started
 from tests.integration.members import Member
 from tests.integration.plan import Plan
 from tests.integration.waiting import (
@@ -20,32 +21,32 @@ from tests.integration.waiting import (
     until_ended,
     until_group_is_empty,
 )
-from tests.ledger import Ledger, check, read
+from tests.integration.watch import judge
 
 pytestmark = pytest.mark.broker
 
 
-def kill(member: Member, ledger_path: Path) -> None:
-    """Kill `member` and note in the ledger that nothing of it runs any more."""
+def kill(member: Member, history_path: Path) -> None:
+    """Kill `member` and note in the history that nothing of it runs any more."""
     member.kill()
-    ledger = Ledger(ledger_path)
-    ledger.dead(member.pid)
-    ledger.close()
+    history = HistoryFile(history_path)
+    history.note("dead", member.name)
+    history.close()
 
 
 async def test_a_killed_member_repeats_only_what_no_commit_covered(
-    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, history_path: Path
 ) -> None:
     """After kill -9 under load the next member runs exactly the records that offset and metadata leave
     open.
     """
     topic = make_topic(partitions=4)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(12_000, keys=300))
-    plan = Plan(topic, str(ledger_path), work_ms=4)
+    plan = Plan(topic, str(history_path), work_ms=4)
     settings = {"max_in_flight": 1000}
     first = members(plan, broker.bootstrap, group_id, **settings)
-    await until_ended(ledger_path, 6000)
-    kill(first, ledger_path)
+    await until_ended(history_path, 6000)
+    kill(first, history_path)
 
     # Once the broker has given the dead member up, no commit of it can arrive any more.
     await until_group_is_empty(broker.bootstrap, group_id)
@@ -54,24 +55,24 @@ async def test_a_killed_member_repeats_only_what_no_commit_covered(
     assert len(uncovered) < len(produced), "the first member has committed something"
 
     second = members(plan, broker.bootstrap, group_id, **settings)
-    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert second.stop() == 0, second.log
 
-    events = read(ledger_path)
-    report = check(events, produced)
+    events = read(history_path)
+    report = judge(events, produced, finals, max_in_flight=1000)
     assert report.is_ok, report.explain()
-    again = places(events, "start", {second.pid})
+    again = started(events, {second.name})
     assert len(again) == len(set(again))
     assert set(again) == uncovered
-    completed_since = set(places(events, "end", {first.pid})) & uncovered
-    assert report.duplicates == len(completed_since)
-    in_flight = set(places(events, "start", {first.pid})) - set(places(events, "end", {first.pid}))
+    completed_since = set(ended(events, {first.name})) & uncovered
+    assert report.counts["duplicates"] == len(completed_since)
+    in_flight = set(started(events, {first.name})) - set(ended(events, {first.name}))
     assert len(in_flight) <= 1000
     assert in_flight <= uncovered
 
 
 async def test_a_stuck_record_is_named_and_what_is_done_above_it_stays_done(
-    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, ledger_path: Path
+    broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, history_path: Path
 ) -> None:
     """With three stuck records below 10,000 done ones status, metrics and metadata say so; kill -9 repeats
     three.
@@ -82,7 +83,7 @@ async def test_a_stuck_record_is_named_and_what_is_done_above_it_stays_done(
         kafka_tools.Record(b"stuck-%d" % n if n in stuck else b"k%d" % (n % 400), b"") for n in range(10_003)
     ]
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)
-    plan = Plan(topic, str(ledger_path), work_ms=0, stuck=stuck)
+    plan = Plan(topic, str(history_path), work_ms=0, stuck=stuck)
     first = members(plan, broker.bootstrap, group_id, max_blocking_duration_ms=1000)
     expected = kafka_tools.Committed(5, "")
 
@@ -99,19 +100,19 @@ async def test_a_stuck_record_is_named_and_what_is_done_above_it_stays_done(
     await eventually(commit_holds_the_gaps, "the commit lists what is done above offset 5")
     await until_blocked_is_reported(first, topic, group_id)
 
-    kill(first, ledger_path)
+    kill(first, history_path)
     await until_group_is_empty(broker.bootstrap, group_id)
     assert (await kafka_tools.committed(broker.bootstrap, group_id, topic))[0] == expected
 
     plan.release.touch()
     second = members(plan, broker.bootstrap, group_id)
-    await until_committed_to_end(broker.bootstrap, group_id, topic)
+    finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert second.stop() == 0, second.log
-    events = read(ledger_path)
-    assert sorted(place.offset for place in places(events, "start", {second.pid})) == list(stuck)
-    report = check(events, produced)
+    events = read(history_path)
+    assert sorted(place.offset for place in started(events, {second.name})) == list(stuck)
+    report = judge(events, produced, finals)
     assert report.is_ok, report.explain()
-    assert report.duplicates == 0
+    assert report.counts["duplicates"] == 0
 
 
 async def until_blocked_is_reported(member: Member, topic: str, group: str) -> None:

@@ -10,9 +10,8 @@ import pytest
 from asyncpar import App, Record, Retry
 from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
-from tests.integration.plan import Recorder
 from tests.integration.waiting import eventually, until_committed_to_end
-from tests.ledger import check
+from tests.integration.watch import Watch, judge
 
 pytestmark = pytest.mark.broker
 
@@ -20,7 +19,7 @@ MakeApp = Callable[..., App]
 
 
 async def test_a_halted_partition_holds_nobody_up_and_goes_on_when_told(
-    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, recorder: Recorder
+    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, watch: Watch
 ) -> None:
     """After its last attempt the partition halts, others are committed to the end; retry_halted() does the
     rest once.
@@ -30,11 +29,11 @@ async def test_a_halted_partition_holds_nobody_up_and_goes_on_when_told(
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)
     healed = False
     attempts: list[int] = []
-    app = make_app(broker.bootstrap)
+    app = make_app(broker.bootstrap, watch=watch)
 
     @app.topic(topic, retry=Retry(attempts=3, base_ms=10, max_ms=50))
     async def handle(record: Record) -> None:
-        with recorder.handling(record):
+        with watch.handling(record):
             if (record.partition, record.offset) == (1, 200):
                 attempts.append(record.attempt)
                 if not healed:
@@ -65,12 +64,12 @@ async def test_a_halted_partition_holds_nobody_up_and_goes_on_when_told(
         with pytest.raises(KeyError):
             app.retry_halted(topic, 99)
         app.retry_halted(topic, 1)
-        await until_committed_to_end(broker.bootstrap, group_id, topic)
+        finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
         assert app.status().ready
 
-    report = check(recorder.ledger.path, produced)
+    report = judge(watch.history.path, produced, finals)
     assert report.is_ok, report.explain()
-    assert report.duplicates == 0
+    assert report.counts["duplicates"] == 0
 
 
 async def test_a_halted_partition_that_fails_again_halts_again(
@@ -100,17 +99,17 @@ async def test_a_halted_partition_that_fails_again_halts_again(
 
 
 async def test_retries_for_ever_end_when_the_handler_succeeds(
-    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, recorder: Recorder
+    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, watch: Watch
 ) -> None:
     """Without attempts a failing record is retried until it succeeds; its key waits and stays in order."""
     topic = make_topic(partitions=2)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(600, keys=20))
     failures: Counter[tuple[int, int]] = Counter()
-    app = make_app(broker.bootstrap, retry_base_ms=5, retry_max_ms=20)
+    app = make_app(broker.bootstrap, watch=watch, retry_base_ms=5, retry_max_ms=20)
 
     @app.topic(topic, concurrency=5)
     async def handle(record: Record) -> None:
-        with recorder.handling(record):
+        with watch.handling(record):
             place = (record.partition, record.offset)
             if record.offset % 10 == 0 and failures[place] < 4:
                 failures[place] += 1
@@ -118,11 +117,11 @@ async def test_retries_for_ever_end_when_the_handler_succeeds(
                 raise RuntimeError("flaky")
 
     async with app:
-        await until_committed_to_end(broker.bootstrap, group_id, topic)
+        finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
         retries = app.metrics().value("retries_total", group=group_id, handler=app.handlers[0].name)
         assert retries == sum(failures.values())
     assert failures
     assert set(failures.values()) == {4}
-    report = check(recorder.ledger.path, produced)
+    report = judge(watch.history.path, produced, finals)
     assert report.is_ok, report.explain()
-    assert report.duplicates == 0
+    assert report.counts["duplicates"] == 0

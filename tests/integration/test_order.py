@@ -11,9 +11,8 @@ import pytest
 from asyncpar import App, Record
 from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
-from tests.integration.plan import Recorder
 from tests.integration.waiting import eventually, until_committed_to_end
-from tests.ledger import check
+from tests.integration.watch import Watch, judge
 
 pytestmark = pytest.mark.broker
 
@@ -30,18 +29,18 @@ def skewed(count: int, keys: int) -> list[kafka_tools.Record]:
 
 
 async def test_100_000_records_with_skewed_keys_are_all_handled_once_and_in_order(
-    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, recorder: Recorder
+    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, watch: Watch
 ) -> None:
     """Over 8 partitions each record runs once, each key in order and alone, and the commits reach the
     ends.
     """
     topic = make_topic(partitions=8)
     produced = await kafka_tools.produce(broker.bootstrap, topic, skewed(100_000, keys=1000))
-    app = make_app(broker.bootstrap)
+    app = make_app(broker.bootstrap, watch=watch)
 
     @app.topic(topic, concurrency=200)
     async def handle(record: Record) -> None:
-        with recorder.handling(record):
+        with watch.handling(record):
             # Several ways to yield, so that records overtake each other where they may.
             if record.offset % 50 == 0:
                 await asyncio.sleep(0.002)
@@ -49,13 +48,13 @@ async def test_100_000_records_with_skewed_keys_are_all_handled_once_and_in_orde
                 await asyncio.sleep(0)
 
     async with app:
-        await until_committed_to_end(broker.bootstrap, group_id, topic, timeout_seconds=90)
+        finals = await until_committed_to_end(broker.bootstrap, group_id, topic, timeout_seconds=90)
         status = app.status()
 
-    report = check(recorder.ledger.path, produced)
+    report = judge(watch.history.path, produced, finals)
     assert report.is_ok, report.explain()
-    assert report.duplicates == 0
-    assert report.handled == 100_000
+    assert report.counts["duplicates"] == 0
+    assert report.counts["handled"] == 100_000
     (group,) = status.groups
     assert group.in_flight == 0
     assert sum(handler.succeeded for handler in group.handlers) == 100_000
@@ -112,24 +111,24 @@ async def test_records_that_nothing_orders_run_at_the_same_time(
 
 
 async def test_plain_functions_run_in_threads_in_order_per_key(
-    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, recorder: Recorder
+    broker: Broker, make_topic: TopicFactory, group_id: str, make_app: MakeApp, watch: Watch
 ) -> None:
     """A `def` handler runs in several threads at once, each key still in order and alone."""
     topic = make_topic(partitions=4)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(2000, keys=50))
-    app = make_app(broker.bootstrap)
+    app = make_app(broker.bootstrap, watch=watch)
 
     @app.topic(topic, concurrency=8)
     def handle(record: Record) -> None:
-        with recorder.handling(record):
+        with watch.handling(record):
             pass
 
     async with app:
-        await until_committed_to_end(broker.bootstrap, group_id, topic)
+        finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
 
-    report = check(recorder.ledger.path, produced)
+    report = judge(watch.history.path, produced, finals, slots=8)
     assert report.is_ok, report.explain()
-    assert report.duplicates == 0
+    assert report.counts["duplicates"] == 0
 
 
 async def test_a_slow_key_holds_up_only_itself(

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from asyncpar.records import TopicPartition
+from asyncpar.testing.checkers import Final
 from tests import kafka_tools
 
 WAIT_SECONDS = 30.0
 _LOOK_SECONDS = 0.03
-_PID_FIELD = 6  # of a line in the ledger
+_MEMBER_FIELD = 2  # of a line in the history
 
 
 async def eventually(condition: Callable[[], Any], what: str, timeout_seconds: float = WAIT_SECONDS) -> Any:
@@ -32,26 +34,27 @@ async def eventually(condition: Callable[[], Any], what: str, timeout_seconds: f
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def ended_calls(ledger: Path, pid: int | None = None) -> int:
-    """How many calls have ended well so far, in all or in process `pid`; cheap enough to ask again and
-    again.
-    """
-    ends = [line for line in ledger.read_bytes().split(b"\n") if line.startswith(b"end\t")]
-    if pid is None:
+def ended_calls(history: Path, member: str | None = None) -> int:
+    """How many calls have ended well so far, in all or on `member`; cheap enough to ask again and again."""
+    lines = history.read_bytes().split(b"\n")
+    ends = [line for line in lines if line.startswith(b"end\t") and line.endswith(b"\tok")]
+    if member is None:
         return len(ends)
-    writer = b"%d" % pid
-    return sum(line.split(b"\t")[_PID_FIELD] == writer for line in ends)
+    return sum(line.split(b"\t")[_MEMBER_FIELD] == member.encode() for line in ends)
 
 
-async def until_ended(ledger: Path, count: int, timeout_seconds: float = WAIT_SECONDS) -> None:
+async def until_ended(history: Path, count: int, timeout_seconds: float = WAIT_SECONDS) -> None:
     """Wait until `count` calls have ended well."""
-    await eventually(lambda: ended_calls(ledger) >= count, f"{count} calls ended", timeout_seconds)
+    await eventually(lambda: ended_calls(history) >= count, f"{count} calls ended", timeout_seconds)
 
 
 async def until_committed_to_end(
     bootstrap: str, group: str, topic: str, timeout_seconds: float = WAIT_SECONDS
-) -> None:
-    """Wait until the group's commits of `topic` are the ends of its partitions: the lag is 0."""
+) -> dict[TopicPartition, Final]:
+    """Wait until the group's commits of `topic` are the ends of its partitions: the lag is 0.
+
+    Returns what is stored, for the checkers.
+    """
     ends = await kafka_tools.end_offsets(bootstrap, topic)
     seen: dict[int, int] = {}
 
@@ -66,6 +69,7 @@ async def until_committed_to_end(
         await eventually(is_at_end, "committed = end", timeout_seconds)
     except AssertionError as error:
         raise AssertionError(f"{error}; ends {ends}, committed {seen}") from None
+    return {TopicPartition(topic, number): Final(seen.get(number), end) for number, end in ends.items()}
 
 
 async def until_group_is_empty(bootstrap: str, group: str) -> None:

@@ -1,0 +1,85 @@
+"""What asyncpar proves itself with, and what users test their handlers with.
+
+Shipped with the library, imported by nothing of it. Names load when first used, so that the pytest plugin
+costs nothing in a project that does not use it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncpar.testing.app import TestApp as TestApp
+    from asyncpar.testing.checkers import Fault as Fault
+    from asyncpar.testing.checkers import Final as Final
+    from asyncpar.testing.checkers import Report as Report
+    from asyncpar.testing.checkers import Rules as Rules
+    from asyncpar.testing.checkers import check as check
+    from asyncpar.testing.history import Event as Event
+    from asyncpar.testing.history import History as History
+    from asyncpar.testing.history import HistoryFile as HistoryFile
+    from asyncpar.testing.history import handling as handling
+    from asyncpar.testing.memory_broker import DISCONNECT as DISCONNECT
+    from asyncpar.testing.memory_broker import LOST_ANSWER as LOST_ANSWER
+    from asyncpar.testing.memory_broker import MemoryBroker as MemoryBroker
+    from asyncpar.testing.memory_topics import RecordPlace as RecordPlace
+    from asyncpar.testing.recording import RecordingConsumer as RecordingConsumer
+    from asyncpar.testing.unsettled import HaltedError as HaltedError
+    from asyncpar.testing.unsettled import UnsettledError as UnsettledError
+    from asyncpar.testing.witness import Handled as Handled
+
+_HOMES = {
+    "DISCONNECT": "memory_broker",
+    "Event": "history",
+    "Fault": "checkers",
+    "Final": "checkers",
+    "Handled": "witness",
+    "HaltedError": "unsettled",
+    "History": "history",
+    "HistoryFile": "history",
+    "LOST_ANSWER": "memory_broker",
+    "MemoryBroker": "memory_broker",
+    "RecordPlace": "memory_topics",
+    "RecordingConsumer": "recording",
+    "Report": "checkers",
+    "Rules": "checkers",
+    "TestApp": "app",
+    "UnsettledError": "unsettled",
+    "check": "checkers",
+    "handling": "history",
+}
+
+__all__ = [
+    "DISCONNECT",
+    "LOST_ANSWER",
+    "Event",
+    "Fault",
+    "Final",
+    "HaltedError",
+    "Handled",
+    "History",
+    "HistoryFile",
+    "MemoryBroker",
+    "RecordPlace",
+    "RecordingConsumer",
+    "Report",
+    "Rules",
+    "TestApp",
+    "UnsettledError",
+    "check",
+    "handling",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'asyncpar.testing' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"asyncpar.testing.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

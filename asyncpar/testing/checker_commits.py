@@ -1,0 +1,164 @@
+"""LOST, COMMIT and STUCK: what was committed, and whether it was true (source: ARCHITECTURE, laws 1, 2, 9).
+
+Lives here: what commits and the final state say. Never here: the order of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+
+from asyncpar.records import TopicPartition
+from asyncpar.testing.checker_model import Checker, Commit, FaultSink, Final, Partition, Rules, Sent, Tenure
+from asyncpar.testing.checker_restored import restored_runs
+from asyncpar.testing.history import Event
+
+_NAMED = 5
+
+
+class Lost(Checker):
+    """LOST: at each commit of offset X, whatever its answer, every record below X is settled by then.
+
+    Settled: a handler ended ok, whoever's, or a `done`, or gone from the log. The final committed offset
+    counts as one more commit. With `offset_reset="latest"` the first position of a partition passes over
+    what lies below it, and so may one after its log was cut (source: TESTING; DECISIONS, start position).
+    """
+
+    def sought(self, part: Partition, event: Event) -> None:
+        """A start at the log's end settles what lies below it."""
+        if self.rules.offset_reset == "earliest" or not part.jumps:
+            return
+        passed = [
+            record for record in part.log.ordered if record.offset < event.offset and not record.settled
+        ]
+        part.jumps -= bool(passed)
+        for record in passed:
+            record.settled = record.ghost = True
+
+    def committed(self, part: Partition, commit: Commit) -> None:
+        """Judge one commit."""
+        if not part.commits:
+            part.jumps = 0  # the first position is committed: it is chosen
+        self._judge(part, commit.event.offset, f"committed by {commit.event.member}", commit.event)
+
+    def finished(self, parts: Mapping[TopicPartition, Partition]) -> None:
+        """Judge the commits that the broker holds."""
+        for tp, final in (self.rules.finals or {}).items():
+            if tp in parts and final.committed is not None:
+                self._judge(parts[tp], final.committed, "committed in the end")
+
+    def _judge(self, part: Partition, offset: int, what: str, *events: Event) -> None:
+        ordered, at = part.log.ordered, part.waiting
+        missing: list[Sent] = []
+        while at < len(ordered) and (ordered[at].settled or ordered[at].offset < offset):
+            if not ordered[at].settled:
+                missing.append(ordered[at])
+            at += 1
+        part.waiting = at
+        if missing:
+            self.found("LOST", f"{part.tp}: {_named(missing)} not done when {offset} was {what}", *events)
+
+
+class CommitLaws(Checker):
+    """COMMIT: within its assignment, never beyond the position, never back, never after it.
+
+    The position is the highest one that the member was delivered up to or sought; past it only what the
+    restored metadata lists as done, or what the member's own stragglers have done since (adopted). Never
+    below where the assignment began, and never back, unless the log was truncated. No commit is sent after
+    `released` or `lost`, and a revoke does not return before its time is up while one is not answered
+    (source: ARCHITECTURE, law 2; AIOKAFKA 0.2).
+    """
+
+    def committed(self, part: Partition, commit: Commit) -> None:
+        """Judge one commit."""
+        tenure, event = commit.tenure, commit.event
+        if self.rules.replays == "any":
+            return
+        if tenure is None or tenure.closed:
+            how = "without being assigned" if tenure is None else f"after it was {tenure.closed}"
+            self.found("COMMIT", f"{part.tp}: {event.member} committed {event.offset} {how}", event)
+            return
+        if event.offset > tenure.position and not _is_known_done(part, commit, tenure):
+            what = f"{part.tp}: {event.offset} is beyond the position {tenure.position}"
+            self.found("COMMIT", what, event)
+        if tenure.cut:
+            return
+        if tenure.commits and event.offset < tenure.commits[-1].event.offset:
+            what = f"{part.tp}: back from {tenure.commits[-1].event.offset} to {event.offset}"
+            self.found("COMMIT", what, tenure.commits[-1].event, event)
+        elif tenure.seeks and event.offset < tenure.seeks[0][1]:
+            what = f"{part.tp}: {event.offset} is below {tenure.seeks[0][1]}, where the assignment began"
+            self.found("COMMIT", what, event)
+
+    def closed(self, part: Partition, tenure: Tenure, event: Event) -> None:
+        """A revoke that returned waits out the commit that is on its way."""
+        grace_ms = self.rules.max_revoke_grace_ms
+        if tenure.closed != "released" or grace_ms is None or not tenure.commits:
+            return
+        commit, drains_until = tenure.commits[-1], tenure.drain_ns(grace_ms)
+        is_on_its_way = commit.answer_ns is None
+        if (
+            is_on_its_way
+            and drains_until is not None
+            and event.at_ns < drains_until - self.rules.tolerance_ns
+        ):
+            what = f"{part.tp}: the revoke returned while the commit of {commit.event.offset} was on its way"
+            self.found("COMMIT", what, commit.event, event)
+
+
+class Stuck(Checker):
+    """STUCK: at the end the lag is 0, committed = end, and nothing runs (source: TESTING; law 9).
+
+    What a member left running when it stopped ends with its process.
+    """
+
+    def __init__(self, rules: Rules, found: FaultSink, gone: AbstractSet[str]) -> None:
+        super().__init__(rules, found)
+        self._gone = gone
+
+    def finished(self, parts: Mapping[TopicPartition, Partition]) -> None:
+        """Judge the final state."""
+        for tp, final in (self.rules.finals or {}).items():
+            part = parts.get(tp)
+            if final.committed != final.end and not _is_untouched(part, final):
+                waiting = _first_unsettled(part)
+                self.found(
+                    "STUCK", f"{tp}: committed {final.committed}, the log ends at {final.end}{waiting}"
+                )
+            for calls in () if part is None else part.running.values():
+                for call in calls:
+                    if call.start.member in self._gone:
+                        continue
+                    self.found("STUCK", f"{tp}: offset {call.start.offset} still runs at the end", call.start)
+
+
+def _is_untouched(part: Partition | None, final: Final) -> bool:
+    """Nothing was ever there to be committed."""
+    return final.committed is None and (final.end == 0 or part is None or not part.log.ordered)
+
+
+def _first_unsettled(part: Partition | None) -> str:
+    for record in () if part is None else part.log.ordered:
+        if not record.settled:
+            return f"; offset {record.offset} is the first that is not done"
+    return ""
+
+
+def _named(records: Iterable[Sent]) -> str:
+    offsets = [str(record.offset) for record in records]
+    names = ", ".join(offsets[:_NAMED])
+    rest = f" and {len(offsets) - _NAMED} more" if len(offsets) > _NAMED else ""
+    return f"offset{'s' if len(offsets) > 1 else ''} {names}{rest}"
+
+
+def _is_known_done(part: Partition, commit: Commit, tenure: Tenure) -> bool:
+    """All between the position and the commit was restored as done, or done by an adopted straggler."""
+    at, end = max(tenure.position, 0), commit.event.offset
+    for first, run_end in [*restored_runs(part, tenure), (end, end)]:
+        while at < min(first, end):
+            record = part.log.records.get(at)
+            if record is None or not tenure.is_adopted(record):
+                return False
+            at += 1
+        at = max(at, run_end)
+    return tenure.position >= 0

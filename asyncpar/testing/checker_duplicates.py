@@ -1,0 +1,134 @@
+"""DUPLICATES: what ended well starts again only after an unclean loss that no commit covered.
+
+Lives here: what each repetition is owed to. Never here: commits for themselves. That is the bound of
+DECISIONS (Limits) record by record: what was in flight, plus what completed since the last acknowledged
+commit.
+"""
+
+from __future__ import annotations
+
+from asyncpar.core.offset_codec import MAX_CHARS
+from asyncpar.testing.checker_model import STEP_NS, Call, Checker, Commit, Partition, Sent, Tenure
+from asyncpar.testing.checker_restored import covers, runs_of
+
+_FULL_SHARE = 0.75
+_HEAD_CHARS = 13
+
+
+class Duplicates(Checker):
+    """DUPLICATES: no start after an end ok, but after an unclean loss of the partition in between.
+
+    Unclean: dead, lost, displaced, or removed (a commit answered stale); a clean release or stop counts as
+    unclean only for what could not be committed: the final commit failed, or the call outlived the drain.
+    Even then a record must not start again that an acknowledged commit covered: one sent after the end, by
+    its offset, or by its metadata; and it must be in the metadata unless that was near its cap. What a
+    straggler does counts for nobody, and what a displaced member starts is SERIAL's concern (source:
+    TESTING; DECISIONS, Limits; law 1).
+    """
+
+    def ended(self, call: Call) -> None:
+        """Remember a success that counts."""
+        end, record, tenure = call.end, call.record, call.tenure
+        if (
+            end is not None
+            and end.detail == "ok"
+            and record is not None
+            and tenure is not None
+            and not tenure.over
+        ):
+            record.ok = call
+
+    def started(self, call: Call) -> None:
+        """Judge a repetition."""
+        record, tenure = call.record, call.tenure
+        if record is None or record.ok is None or record.ghost or tenure is None:
+            return
+        ok = record.ok
+        if tenure.over or call.is_late or ok.tenure is None or ok.tenure.cut:
+            return
+        if ok.tenure is tenure:
+            self._tell(call, ok, "within one assignment")
+            return
+        reason = self._why_not(call.part, record, ok, ok.tenure)
+        if reason:
+            self._tell(call, ok, reason)
+
+    def _tell(self, call: Call, ok: Call, reason: str) -> None:
+        assert ok.end is not None
+        place = f"{call.start.tp} offset {call.start.offset}"
+        self.found("DUPLICATES", f"{place} started again {reason}", ok.end, call.start)
+
+    def _why_not(self, part: Partition, record: Sent, ok: Call, tenure: Tenure) -> str:
+        """Why `record`, done in `tenure`, must not start again; "" when it may."""
+        assert ok.end is not None
+        since = ok.end.at_ns + self.rules.tolerance_ns + STEP_NS
+        acknowledged = [
+            commit for commit in tenure.commits if commit.is_acknowledged and commit.event.at_ns > since
+        ]
+        if not acknowledged:
+            return self._why_clean(ok, tenure)
+        later = [commit for commit in part.commits if commit.index >= acknowledged[0].index]
+        if not covers(acknowledged[-1], record.offset):
+            if any(_is_near_cap(commit) for commit in later):
+                return ""
+            return f"although the acknowledged commit of {acknowledged[-1].event.offset} had to cover it"
+        if any(_is_near_cap(commit) and not covers(commit, record.offset) for commit in later):
+            return ""
+        return f"although the acknowledged commit of {acknowledged[-1].event.offset} covered it"
+
+    def _why_clean(self, ok: Call, tenure: Tenure) -> str:
+        """Why what ended well had to be committed at a clean end of its tenure; "" when it could not be."""
+        could_not = tenure.stale or tenure.short or _has_failed_since(ok, tenure)
+        # What lies above all that the metadata can hold changes nothing in it: there is nothing to commit.
+        is_full = bool(tenure.commits) and _is_near_cap(tenure.commits[-1])
+        if could_not or is_full or tenure.over not in ("released", "left"):
+            return ""
+        if tenure.over == "left":
+            is_cut_off = any(
+                ok.index < commit.index and _is_after(ok, commit) for commit in tenure.commits[-1:]
+            )
+            return "" if is_cut_off else "after a clean stop that did not commit it"
+        return "" if self._has_outlived(ok, tenure) else "after a drained revoke that did not commit it"
+
+    def _has_outlived(self, ok: Call, tenure: Tenure) -> bool:
+        """It ended when the drain had given it up, or the revoke had no time for a commit."""
+        if tenure.revoke_ns is None or ok.end is None:
+            return True
+        if tenure.deadline_ns is not None and tenure.deadline_ns <= tenure.revoke_ns:
+            return True
+        if self.rules.max_revoke_grace_ms is None:
+            return ok.start.at_ns <= tenure.revoke_ns <= ok.end.at_ns
+        drains_until = tenure.drain_ns(self.rules.max_revoke_grace_ms)
+        return drains_until is None or ok.end.at_ns >= drains_until - self.rules.tolerance_ns
+
+
+def _is_after(ok: Call, commit: Commit) -> bool:
+    """`commit` was sent while the call ran."""
+    return ok.end is not None and commit.event.at_ns <= ok.end.at_ns
+
+
+def _has_failed_since(ok: Call, tenure: Tenure) -> bool:
+    """A commit on its way at its end, or sent after it, was not acknowledged while the tenure lasted."""
+    assert ok.end is not None
+    for commit in reversed(tenure.commits):
+        if commit.answer_ns is not None and commit.answer_ns < ok.end.at_ns:
+            return False
+        if not commit.is_acknowledged or (tenure.closed and (commit.answer_ns or 0) > tenure.closed_ns):
+            return True
+    return False
+
+
+def _is_near_cap(commit: Commit) -> bool:
+    """Runs may have been left out: the text or, before deflation, its runs come near the cap."""
+    if commit.may_be_short or len(commit.event.detail) > MAX_CHARS * _FULL_SHARE:
+        return True
+    room = (MAX_CHARS - _HEAD_CHARS) * 6 // 8
+    cursor, size = commit.event.offset, 0
+    for first, end in runs_of(commit):
+        size += _varint_bytes(first - cursor) + _varint_bytes(end - first)
+        cursor = end
+    return size > room * _FULL_SHARE
+
+
+def _varint_bytes(number: int) -> int:
+    return max(1, (number.bit_length() + 6) // 7)

@@ -1,0 +1,331 @@
+"""Walks a history in the order of time: who holds what, what runs, what is settled; and tells the checkers.
+
+Lives here: how events become records, tenures, calls and commits. Never here: a judgement. Called by
+`checkers.check`. Records are known from the start, whenever their `send` was noted: a producer hears of its
+record's offset later than a quick consumer sees it. Only a truncated log takes `send` by its time, since
+offsets mean other records from there on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+from asyncpar.records import CommitAnswer, TopicPartition
+from asyncpar.testing.checker_model import Call, Checker, Commit, Lane, Log, Partition, Rules, Sent, Tenure
+from asyncpar.testing.history import DELETE_RECORDS, OVERWRITE, TRUNCATE, Event
+
+_STALE = CommitAnswer.STALE.value
+_TOO_LARGE = CommitAnswer.METADATA_TOO_LARGE.value
+
+
+class Replay:
+    """One walk over `events`, which are in the order of time."""
+
+    def __init__(self, events: Sequence[Event], rules: Rules) -> None:
+        self.events = events
+        self.rules = rules
+        self.counts: Counter[str] = Counter()
+        self.freezes: defaultdict[str, list[tuple[int, int | None]]] = defaultdict(list)
+        """By member: when it froze and when it ran on (None: not yet)."""
+        self.joins: defaultdict[str, list[int]] = defaultdict(list)
+        """By member: the indexes of its joins, later ones included."""
+        self.gone: set[str] = set()
+        """Members that have left and not joined again: what still ran there ends with its process."""
+        self._later_logs = _logs(events, rules, self.joins)
+        self.parts = {tp: Partition(tp, logs.pop(0)) for tp, logs in self._later_logs.items()}
+        self._refused: set[str] = set()
+
+    def run(self, checkers: Sequence[Checker]) -> None:
+        """Walk, and tell `checkers`."""
+        self._started = _listeners(checkers, "started")
+        self._ended = _listeners(checkers, "ended")
+        self._polled = _listeners(checkers, "polled")
+        self._sought = _listeners(checkers, "sought")
+        self._revoked = _listeners(checkers, "revoked")
+        self._closed = _listeners(checkers, "closed")
+        self._committed = _listeners(checkers, "committed")
+        steps: dict[str, Callable[[Event, int], None]] = {
+            "poll": self._poll,
+            "assign": self._assign,
+            "seek": self._seek,
+            "revoke": self._revoke,
+            "released": self._gave_back,
+            "lost": self._gave_back,
+            "start": self._start,
+            "end": self._end,
+            "done": self._done,
+            "commit": self._commit,
+            "answer": self._answer,
+            "freeze": self._freeze,
+            "thaw": self._thaw,
+            "dead": self._dead,
+            "join": self._join,
+            "leave": self._leave,
+            "fault": self._fault,
+        }
+        for index, event in enumerate(self.events):
+            step = steps.get(event.kind)
+            if step is not None:
+                step(event, index)
+
+    def _part(self, tp: TopicPartition) -> Partition:
+        part = self.parts.get(tp)
+        if part is None:
+            self.parts[tp] = part = Partition(tp, Log())
+        return part
+
+    # -- tenures -----------------------------------------------------------------------------
+
+    def _assign(self, event: Event, index: int) -> None:
+        part, member = self._part(event.tp), event.member
+        for holder, tenure in part.tenures.items():
+            if holder == member:
+                self._close(part, tenure, "lost", event, index)
+            else:
+                self._end_tenure(part, tenure, "displaced")
+        tenure = part.tenures[member] = Tenure(event, index)
+        tenure.short = member in self._refused
+
+    def _seek(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        tenure = part.tenures.get(event.member)
+        if tenure is None or tenure.closed:
+            return
+        for listen in self._sought:
+            listen(part, event)
+        if part.cut_at is not None and event.offset > part.cut_at:
+            tenure.cut = index  # committed before the log was truncated: it will be found out of range
+        tenure.seeks.append((index, event.offset))
+        tenure.position = max(tenure.position, event.offset)
+
+    def _poll(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        tenure = part.tenures.get(event.member)
+        if tenure is None or tenure.closed:
+            return
+        tenure.position = max(tenure.position, int(event.detail))
+        for listen in self._polled:
+            listen(part, tenure, event, index)
+
+    def _revoke(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        tenure = part.tenures.get(event.member)
+        if tenure is None or tenure.closed:
+            return
+        tenure.revoke_ns = event.at_ns
+        tenure.deadline_ns = int(event.detail) if event.detail else None
+        for listen in self._revoked:
+            listen(tenure, index)
+
+    def _gave_back(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        tenure = part.tenures.get(event.member)
+        if tenure is not None:
+            self._close(part, tenure, event.kind, event, index)
+
+    def _close(self, part: Partition, tenure: Tenure, how: str, event: Event, index: int) -> None:
+        """The member knows that it is over."""
+        if tenure.closed:
+            return
+        self._end_tenure(part, tenure, how)
+        tenure.closed, tenure.closed_ns = how, event.at_ns
+        if tenure.revoke_ns is None:
+            for ceded in self._revoked:
+                ceded(tenure, index)
+        for listen in self._closed:
+            listen(part, tenure, event)
+
+    def _end_tenure(self, part: Partition, tenure: Tenure, how: str) -> None:
+        """It is over, whether or not the member knows. What runs now is a straggler."""
+        if tenure.over:
+            return
+        tenure.over = how
+        if how != "dead":
+            self.counts["stragglers"] += len(part.running_of(tenure.assign.member))
+        if how in ("dead", "displaced", "lost"):
+            self.counts["unclean losses"] += 1
+
+    def _join(self, event: Event, _: int) -> None:
+        self.gone.discard(event.member)
+
+    def _leave(self, event: Event, index: int) -> None:
+        """A clean stop; or, when the same member joins again, a consumer that was replaced."""
+        self.gone.add(event.member)
+        returns = any(joined > index for joined in self.joins[event.member])
+        for part in self.parts.values():
+            tenure = part.tenures.get(event.member)
+            if tenure is not None:
+                self._close(part, tenure, "lost" if returns else "left", event, index)
+
+    # -- members -----------------------------------------------------------------------------
+
+    def _dead(self, event: Event, index: int) -> None:
+        for part in self.parts.values():
+            tenure = part.tenures.get(event.member)
+            if tenure is not None:
+                self._close(part, tenure, "dead", event, index)
+            for call in part.running_of(event.member):
+                call.end = event
+                _forget(part.running, call)
+            part.calls.pop(event.member, None)
+
+    def _freeze(self, event: Event, _: int) -> None:
+        self.freezes[event.member].append((event.at_ns, None))
+
+    def _thaw(self, event: Event, _: int) -> None:
+        freezes = self.freezes[event.member]
+        if freezes:
+            freezes[-1] = (freezes[-1][0], event.at_ns)
+
+    # -- calls -------------------------------------------------------------------------------
+
+    def _start(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        member, offset = event.member, event.offset
+        lane = self.rules.lane_of(event.key, offset)
+        call = Call(part, event, index, part.tenures.get(member), lane)
+        for listen in self._started:
+            listen(call)
+        running = part.running.get(lane)
+        if running is None:
+            part.running[lane] = [call]
+        else:
+            running.append(call)
+        part.calls.setdefault(member, {}).setdefault(offset, []).append(call)
+
+    def _end(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        of_member = part.calls.get(event.member)
+        calls = None if of_member is None else of_member.get(event.offset)
+        if of_member is None or not calls:
+            return
+        call = calls.pop(0)
+        if not calls:
+            del of_member[event.offset]
+        call.end, call.end_index = event, index
+        _forget(part.running, call)
+        record = call.record
+        if event.detail == "ok" and record is not None:
+            record.settled = True
+            self.counts["duplicates" if record.ends else "handled"] += 1
+            record.ends += ((event.member, index),)
+        for listen in self._ended:
+            listen(call)
+
+    def _done(self, event: Event, _: int) -> None:
+        record = self._part(event.tp).log.records.get(event.offset)
+        if record is not None:
+            record.settled = True
+
+    # -- commits -----------------------------------------------------------------------------
+
+    def _commit(self, event: Event, index: int) -> None:
+        part = self._part(event.tp)
+        tenure = part.tenures.get(event.member)
+        commit = Commit(event, index, tenure, may_be_short=event.member in self._refused)
+        self.counts["commits"] += 1
+        for listen in self._committed:
+            listen(part, commit)
+        part.commits.append(commit)
+        part.last_commits[event.member] = commit
+        if tenure is not None:
+            tenure.commits.append(commit)
+
+    def _answer(self, event: Event, _: int) -> None:
+        commit = self._part(event.tp).last_commits.get(event.member)
+        if commit is None or commit.answer_ns is not None:
+            return
+        commit.answer, commit.answer_ns = event.detail, event.at_ns
+        if commit.is_acknowledged:
+            self.counts["acknowledged commits"] += 1
+        elif event.detail == _STALE and commit.tenure is not None:
+            commit.tenure.stale = True
+        elif event.detail == _TOO_LARGE:
+            self._refused.add(event.member)
+            for part in self.parts.values():
+                if (tenure := part.tenures.get(event.member)) is not None:
+                    tenure.short = True
+
+    # -- the log -----------------------------------------------------------------------------
+
+    def _fault(self, event: Event, index: int) -> None:
+        """Only what changes a log is of interest here."""
+        if event.detail == DELETE_RECORDS:
+            part = self._part(event.tp)
+            part.jumps += 1
+            for record in part.log.ordered:
+                if record.offset >= event.offset:
+                    break
+                record.settled = record.ghost = True
+        elif event.detail == OVERWRITE:
+            for record in self._part(event.tp).log.ordered:
+                record.ok = None  # what was known of those above the committed offset is gone
+        elif event.detail == TRUNCATE:
+            part = self._part(event.tp)
+            part.log = self._later_logs[event.tp].pop(0)
+            part.jumps += 1
+            part.waiting = 0
+            part.cut_at = event.offset
+            for record in part.log.ordered:
+                record.ok = None  # a position beyond the new end may begin again, whatever was committed
+            for tenure in part.tenures.values():
+                if not tenure.closed:
+                    tenure.cut = index
+
+
+def _listeners(checkers: Sequence[Checker], name: str) -> list[Callable[..., None]]:
+    """The checkers' methods `name`, of those that have one of their own."""
+    nothing = getattr(Checker, name)
+    return [getattr(checker, name) for checker in checkers if getattr(type(checker), name) is not nothing]
+
+
+def _forget(running: dict[object, list[Call]], call: Call) -> None:
+    calls = running[call.lane]
+    if len(calls) == 1:
+        del running[call.lane]
+    else:
+        calls.remove(call)
+
+
+def _logs(
+    events: Sequence[Event], rules: Rules, joins: defaultdict[str, list[int]]
+) -> dict[TopicPartition, list[Log]]:
+    """Each partition's log, and another one after each truncation."""
+    logs: defaultdict[TopicPartition, list[Log]] = defaultdict(lambda: [Log()])
+    for index, event in enumerate(events):
+        kind = event.kind
+        if kind == "send":
+            log = logs[event.tp][-1]
+            if event.offset not in log.records:
+                record = Sent(event.offset, event.key, int(event.detail or 0))
+                record.ghost = record.settled = event.offset < log.reused_below
+                log.records[event.offset] = record
+        elif kind == "start":
+            logs[event.tp][-1].started.add(event.offset)
+        elif kind == "join":
+            joins[event.member].append(index)
+        elif kind == "fault" and event.detail == TRUNCATE:
+            logs[event.tp].append(_truncated(logs[event.tp][-1], event.offset))
+    for of_partition in logs.values():
+        for log in of_partition:
+            _put_in_order(log, rules)
+    return dict(logs)
+
+
+def _truncated(log: Log, end: int) -> Log:
+    kept = {offset: record for offset, record in log.records.items() if offset < end}
+    last = max(log.records, default=-1) + 1
+    return Log(records=kept, started=set(log.started), reused_below=max(last, log.reused_below))
+
+
+def _put_in_order(log: Log, rules: Rules) -> None:
+    log.offsets = sorted(log.records)
+    log.ordered = [log.records[offset] for offset in log.offsets]
+    lanes: defaultdict[object, Lane] = defaultdict(Lane)
+    for record in log.ordered:
+        lane = rules.lane_of(record.key, record.offset)
+        if not isinstance(lane, int):
+            record.lane = lanes[lane]
+            record.rank = len(record.lane.records)
+            record.lane.records.append(record)

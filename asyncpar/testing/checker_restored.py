@@ -1,0 +1,41 @@
+"""What commits list as done: the metadata read back, and what an assignment could restore from it.
+
+Lives here: the only place where checkers read asyncpar's own format. Never here: a judgement.
+"""
+
+from __future__ import annotations
+
+from asyncpar.core.offset_codec import Ignored, decode
+from asyncpar.testing.checker_model import Commit, Partition, Tenure
+
+
+def runs_of(commit: Commit) -> list[tuple[int, int]]:
+    """The runs above a commit's offset that its metadata lists as done; none when it cannot be read."""
+    if commit.runs is None:
+        runs = decode(commit.event.tp, commit.event.offset, commit.event.detail)
+        commit.runs = [] if isinstance(runs, Ignored) else runs
+    return commit.runs
+
+
+def covers(commit: Commit, offset: int) -> bool:
+    """`commit` says that `offset` is done."""
+    return offset < commit.event.offset or any(first <= offset < end for first, end in runs_of(commit))
+
+
+def restored_runs(part: Partition, tenure: Tenure) -> list[tuple[int, int]]:
+    """Ascending runs that `tenure` may have found listed as done where it began.
+
+    Of every commit of that offset before it, since nobody knows which of the unanswered ones was stored; back
+    to where a lower one was.
+    """
+    if tenure.restored is None:
+        found: list[tuple[int, int]] = []
+        start = tenure.seeks[0][1] if tenure.seeks else -1
+        for commit in reversed(part.commits):
+            if commit.index < tenure.index:
+                if commit.event.offset < start and commit.is_acknowledged:
+                    break
+                if commit.event.offset == start:
+                    found += runs_of(commit)
+        tenure.restored = sorted(found)
+    return tenure.restored

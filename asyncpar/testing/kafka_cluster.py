@@ -1,0 +1,219 @@
+"""A real Kafka for a `TestApp`: a consumer group that nobody else has, which begins where its topics end.
+
+Lives here: topics, the group's first commit, sending, and which commits were acknowledged. Never here:
+records of others; what they send to the same topics meanwhile is handled too, and is not known here. Called
+by `TestApp`. Always: no topic and no record is ever deleted; an empty group is left to expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
+
+from asyncpar.adapters.aiokafka_security import security_options
+from asyncpar.assembly import client_config, kafka_consumers
+from asyncpar.errors import BrokerError, BrokerUnreachableError, UnknownTopicError
+from asyncpar.ports import Consumer, ConsumerFactory
+from asyncpar.records import CommitAnswer, TopicPartition
+from asyncpar.settings import Settings
+from asyncpar.testing.cluster import Outgoing
+from asyncpar.testing.history import Event, History
+from asyncpar.testing.memory_topics import RecordPlace
+from asyncpar.testing.witness import Histories
+
+_TOPIC_SECONDS = 20.0
+_LOOK_SECONDS = 0.05
+_EXISTS = 36
+_MOST_REPLICAS = 3
+
+
+class KafkaCluster:
+    """A `Cluster` at the `bootstrap_servers` of `settings`."""
+
+    settled_seconds = 30.0
+
+    def __init__(self, settings: Settings) -> None:
+        self.histories = Histories()
+        self._servers = settings.bootstrap_servers
+        security = security_options(client_config(settings))
+        self._options: dict[str, Any] = {
+            "bootstrap_servers": self._servers,
+            "client_id": settings.client_id,
+            **security,
+        }
+        self._suffix = uuid.uuid4().hex[:8]
+        self._admin: Any = None
+        self._producer: Any = None
+        self._ends: dict[TopicPartition, int] = {}
+        """One past the last record that we sent."""
+        self._begins: dict[tuple[str, TopicPartition], int] = {}
+        self._acknowledged: dict[str, _Acknowledged] = {}
+
+    async def open(self) -> None:
+        """See `Cluster`."""
+        self._admin = AIOKafkaAdminClient(**self._options)
+        self._producer = AIOKafkaProducer(acks="all", **self._options)
+        try:
+            async with _in_our_words("connecting"):
+                await self._admin.start()
+                await self._producer.start()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error.__cause__, KafkaConnectionError):
+                raise BrokerUnreachableError(
+                    f"no broker answers at {self._servers}: start one, or test in memory without a bootstrap"
+                ) from error.__cause__
+            raise
+
+    async def close(self) -> None:
+        """See `Cluster`."""
+        async with _in_our_words("hanging up"):
+            await self._producer.stop()
+            await self._admin.close()
+
+    # -- topics ------------------------------------------------------------------------------
+
+    async def partition_counts(self) -> dict[str, int]:
+        """See `Cluster`."""
+        async with _in_our_words("looking topics up"):
+            return {one["topic"]: len(one["partitions"]) for one in await self._admin.describe_topics()}
+
+    async def create_topic(self, topic: str, partitions: int) -> None:
+        """See `Cluster`. Up to three replicas; returns when each partition has a leader."""
+        async with _in_our_words(f"creating topic {topic}"):
+            brokers = (await self._admin.describe_cluster())["brokers"]
+            new = NewTopic(topic, partitions, min(len(brokers), _MOST_REPLICAS))
+            answer = await self._admin.create_topics([new])
+            code = answer.topic_errors[0][1]
+            if code not in (0, _EXISTS):
+                raise for_code(code)(f"the broker refused {topic}")
+            try:
+                async with asyncio.timeout(_TOPIC_SECONDS):
+                    await self._led(topic)
+            except TimeoutError:
+                raise BrokerError(f"topic {topic} has no leaders after {_TOPIC_SECONDS:.0f} s") from None
+
+    async def _led(self, topic: str) -> None:
+        """Returns when each partition has a leader."""
+        while True:
+            # All topics are asked for: a question for one by name would create it.
+            for found in await self._admin.describe_topics():
+                parts = found["partitions"] if found["topic"] == topic else ()
+                if parts and all(one["leader"] >= 0 for one in parts):
+                    return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    # -- the group ---------------------------------------------------------------------------
+
+    def _name_of(self, group: str) -> str:
+        return f"{group}-test-{self._suffix}"
+
+    async def begin(self, group: str, topics: Sequence[str], made: Sequence[str]) -> None:  # noqa: ARG002 - new ones end at 0
+        """See `Cluster`. The group commits the ends of its topics before its first member joins."""
+        counts = await self.partition_counts()
+        parts = [TopicPartition(topic, number) for topic in topics for number in range(counts[topic])]
+        if not parts:
+            return
+        consumer: Any = AIOKafkaConsumer(
+            group_id=self._name_of(group), enable_auto_commit=False, **self._options
+        )
+        async with _in_our_words(f"preparing group {group}"):
+            try:
+                await consumer.start()
+                ends: dict[TopicPartition, int] = await consumer.end_offsets(parts)
+                consumer.assign(parts)
+                await consumer.commit(ends)
+            finally:
+                await consumer.stop()
+        self._begins.update({(group, TopicPartition(*tp)): end for tp, end in ends.items()})
+
+    def consumers(self, member: str, settings: Settings) -> ConsumerFactory:  # noqa: ARG002 - the broker names members
+        """See `Cluster`. The engine knows a group by its own name, the brokers by the test's."""
+        make = kafka_consumers(settings)
+
+        def consumer(group: str) -> Consumer:
+            return make(self._name_of(group))
+
+        return consumer
+
+    # -- records -----------------------------------------------------------------------------
+
+    async def send(self, record: Outgoing) -> RecordPlace:
+        """See `Cluster`."""
+        async with _in_our_words(f"sending to topic {record.topic}"):
+            known = await self._producer.partitions_for(record.topic)
+            if record.partition is not None and record.partition not in known:
+                raise UnknownTopicError(
+                    f"topic {record.topic!r} has no partition {record.partition}: it has {len(known)}"
+                )
+            # The handler may have it before the producer hears that it arrived.
+            at_ns = self.histories.clock()
+            sent = await self._producer.send_and_wait(
+                record.topic,
+                record.value,
+                record.key,
+                record.partition,
+                record.timestamp_ms,
+                list(record.headers),
+            )
+        tp = TopicPartition(sent.topic, sent.partition)
+        size = len(record.key or b"") + len(record.value or b"")
+        self.histories.append(Event("send", at_ns, "", tp, sent.offset, record.key, str(size)))
+        self._ends[tp] = max(self._ends.get(tp, 0), sent.offset + 1)
+        return RecordPlace(sent.topic, sent.partition, sent.offset)
+
+    def committed(self, group: str, tp: TopicPartition) -> int | None:
+        """See `Cluster`: what the broker acknowledged, or what the group began with."""
+        if group not in self._acknowledged:
+            self._acknowledged[group] = _Acknowledged(self.histories.of(group))
+        return self._acknowledged[group].read().get(tp, self._begins.get((group, tp)))
+
+    def topics_sent_to(self) -> Sequence[str]:
+        """See `Cluster`."""
+        return list({tp.topic for tp in self._ends})
+
+    def first_open(self, group: str, topic: str, settings: Settings) -> list[tuple[TopicPartition, int]]:  # noqa: ARG002 - all of ours are visible
+        """See `Cluster`. Records that others sent are not waited for."""
+        found = []
+        for tp, end in self._ends.items():
+            committed = self.committed(group, tp) or 0
+            if tp.topic == topic and committed < end:
+                found.append((tp, committed))
+        return found
+
+
+class _Acknowledged:
+    """The offsets that the broker acknowledged, by a group's history."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._next = 0
+        self._sent: dict[tuple[str, TopicPartition], int] = {}
+        self._offsets: dict[TopicPartition, int] = {}
+
+    def read(self) -> dict[TopicPartition, int]:
+        """Those of now."""
+        events = self._history.events
+        for event in events[self._next :]:
+            if event.kind == "commit":
+                self._sent[event.member, event.tp] = event.offset
+            elif event.kind == "answer" and event.detail == CommitAnswer.ACKNOWLEDGED.value:
+                self._offsets[event.tp] = self._sent[event.member, event.tp]
+        self._next = len(events)
+        return self._offsets
+
+
+@asynccontextmanager
+async def _in_our_words(what: str) -> AsyncIterator[None]:
+    """The client's errors as BrokerError."""
+    try:
+        yield
+    except KafkaError as error:
+        raise BrokerError(f"{what} failed: {type(error).__name__}: {error}") from error

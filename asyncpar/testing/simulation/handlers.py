@@ -1,0 +1,136 @@
+"""What handlers do in a simulated life: quick, slow, raising, hanging, deaf to cancellation.
+
+Which record meets which fate is a function of the seed and the record alone, so that another run of
+the same life, or a repetition of the record, meets it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from asyncpar.middleware import Call, CallNext, Middleware
+from asyncpar.records import Outcome, Record, TopicPartition, Verdict
+from asyncpar.testing.history import Recorder, handling
+from asyncpar.testing.simulation.plan import Plan
+
+if TYPE_CHECKING:
+    from asyncpar.testing.simulation.member import Member
+
+BROKEN = b"broken"
+"""The value of a record that cannot be decoded, where a life has such."""
+
+
+class HandlerFailedOnPurposeError(Exception):
+    """What a raising handler raises."""
+
+
+class Fates:
+    """What happens to which record. `met` counts what was really met."""
+
+    def __init__(self, plan: Plan, healed: asyncio.Event) -> None:
+        self._plan = plan
+        self._healed = healed
+        self.met: Counter[str] = Counter()
+        mix = plan.mix
+        bounds = (
+            (self._raise, mix.raising),
+            (self._fail, mix.failing),
+            (self._hang, mix.hanging),
+            (self._be_stubborn, mix.stubborn),
+            (self._be_slow, mix.slow),
+            (self._be_brief, mix.brief),
+        )
+        self._bounds: list[tuple[float, Callable[[float, int], Awaitable[None]]]] = []
+        upper = 0.0
+        for fate, share in bounds:
+            upper += share
+            self._bounds.append((upper, fate))
+
+    async def __call__(self, record: Record) -> None:
+        """Live through the fate of `record`."""
+        place = f"{self._plan.seed}/{record.topic}/{record.partition}/{record.offset}"
+        draw = zlib.crc32(place.encode()) / 2**32
+        lower = 0.0
+        for upper, fate in self._bounds:
+            if draw < upper:
+                await fate((draw - lower) / (upper - lower), record.attempt)
+                return
+            lower = upper
+
+    async def _raise(self, draw: float, attempt: int) -> None:
+        """Fails once or twice, also after a wait."""
+        if attempt > 1 + int(draw * 2):
+            return
+        self.met["handler raises"] += 1
+        if draw < 0.3:
+            await asyncio.sleep(draw)
+        raise HandlerFailedOnPurposeError(f"attempt {attempt}")
+
+    async def _fail(self, _draw: float, attempt: int) -> None:
+        """Fails until the world has healed: the partition halts when its attempts are used up."""
+        if not self._healed.is_set():
+            self.met["handler fails for good"] += 1
+            raise HandlerFailedOnPurposeError(f"attempt {attempt}")
+
+    async def _hang(self, _draw: float, _attempt: int) -> None:
+        """Does not end before it is cancelled, or the world has healed."""
+        if not self._healed.is_set():
+            self.met["handler hangs"] += 1
+            await self._healed.wait()
+
+    async def _be_stubborn(self, draw: float, _attempt: int) -> None:
+        """Swallows its cancellation and goes on for up to 20 s."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + 2 + 5 * draw
+        while loop.time() < ends:
+            try:
+                await asyncio.sleep(ends - loop.time())
+            except asyncio.CancelledError:
+                self.met["handler swallows cancellation"] += 1
+                ends = loop.time() + 15 * draw
+
+    async def _be_slow(self, draw: float, _attempt: int) -> None:
+        self.met["handler is slow"] += 1
+        await asyncio.sleep(0.05 + 2 * draw * draw)
+
+    async def _be_brief(self, draw: float, _attempt: int) -> None:
+        await asyncio.sleep(0.02 * draw)
+
+
+def make_handler(
+    member: Member, history: Recorder, fates: Fates
+) -> Callable[[bytes | None, Record], Awaitable[None]]:
+    """The function that `member` runs for each record; its calls are in the history."""
+
+    async def handle(body: bytes | None, record: Record) -> None:  # noqa: ARG001 - to be decoded
+        tp = TopicPartition(record.topic, record.partition)
+        with handling(history, member.name, tp, record.offset, record.key, member.lease_from):
+            await fates(record)
+
+    return handle
+
+
+async def decode(_topic: str, record: object) -> bytes | None:
+    """A decoder that refuses broken values."""
+    value = getattr(record, "value", None)
+    if value == BROKEN:
+        raise ValueError("a broken value")
+    return value
+
+
+def skipping(member: Member, history: Recorder) -> Middleware:
+    """A middleware that notes what is settled by skipping it."""
+
+    async def note_skips(call: Call, call_next: CallNext) -> Outcome:
+        outcome = await call_next(call)
+        if outcome.verdict is Verdict.UNDECODABLE:
+            for record in call.records:
+                tp = TopicPartition(record.topic, record.partition)
+                history.note("done", member.name, tp, record.offset, record.key, "skipped")
+        return outcome
+
+    return note_skips

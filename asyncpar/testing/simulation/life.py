@@ -1,0 +1,127 @@
+"""One life: drawn from its seed, lived on a virtual clock, judged by its history."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from asyncpar.testing.checker_model import Rules
+from asyncpar.testing.checkers import check
+from asyncpar.testing.history import Event
+from asyncpar.testing.simulation.faults import FAULTS, WEIGHTS
+from asyncpar.testing.simulation.plan import Plan, draw
+from asyncpar.testing.simulation.world import World
+from asyncpar.testing.virtual_time import SimulationError, virtual_time
+
+MAX_STEPS = 5_000_000
+STATES = (
+    "handler raises",
+    "handler fails for good",
+    "handler hangs",
+    "handler swallows cancellation",
+    "handler is slow",
+    "partition halted",
+    "retry",
+    "record restored as done",
+    "stale completion",
+    "straggler left",
+    "straggler adopted",
+    "rebalance revoked",
+    "rebalance lost",
+    "commit acknowledged",
+    "commit retry",
+    "commit stale",
+    "commit metadata_too_large",
+    "offset reset out_of_range",
+    "ended by DrainIncompleteError",
+)
+"""What an engine under faults goes through; all of it has to be met, or the rig tests less than it says."""
+FAULTS_AND_STATES = (*FAULTS, *STATES)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a life ended. `met`: faults that struck and states that were reached, by name."""
+
+    plan: Plan
+    problems: tuple[str, ...]
+    """What is wrong, one text each; empty when all is well."""
+    failed_checks: frozenset[str]
+    met: Mapping[str, int]
+    counts: Mapping[str, int]
+    """What the checkers counted."""
+    simulated_seconds: float
+    events: Sequence[Event] = field(default=(), repr=False)
+    culprits: Sequence[Event] = ()
+
+    @property
+    def seed(self) -> int:
+        """The seed that repeats this life."""
+        return self.plan.seed
+
+    @property
+    def is_ok(self) -> bool:
+        """True when no law was broken."""
+        return not self.problems
+
+
+def plan_of(seed: int) -> Plan:
+    """The plan of life `seed`."""
+    return draw(seed, WEIGHTS)
+
+
+def live(plan: Plan) -> Outcome:
+    """Live a life and judge it. Never raises for what the engine does."""
+    problems: list[str] = []
+    with virtual_time(random.Random(f"{plan.seed}/steps"), max_steps=MAX_STEPS) as loop:
+        world = World(plan, loop)
+        begin = loop.time()
+        try:
+            loop.run_until_complete(world.live())
+        except SimulationError as error:
+            problems.append(f"SIMULATION {error}")
+        except Exception:  # noqa: BLE001 - the rig's own failure is a failure of the life
+            problems.append(f"SIMULATION {traceback.format_exc()}")
+        problems += [f"PROBLEM {text}" for text in world.problems]
+        problems += [f"UNHANDLED {_brief(context)}" for context in loop.errors]
+        report = check(world.history.events, rules_of(plan, world))
+        problems += [str(fault) for fault in report.faults]
+        met = Counter({**dict.fromkeys(FAULTS_AND_STATES, 0)})
+        met.update(world.struck)
+        met.update(world.link.struck)
+        met.update(world.fates.met)
+        met.update(world.states)
+        return Outcome(
+            plan=plan,
+            problems=tuple(problems),
+            failed_checks=frozenset(text.split()[0] for text in problems),
+            met=met,
+            counts=report.counts,
+            simulated_seconds=loop.time() - begin,
+            events=world.history.events,
+            culprits=report.faults[0].events if report.faults else (),
+        )
+
+
+def rules_of(plan: Plan, world: World) -> Rules:
+    """What the checkers have to know of a life."""
+    settings = plan.settings
+    return Rules(
+        order=plan.handler["order"],  # type: ignore[arg-type]
+        session_timeout_ms=settings["session_timeout_ms"],  # type: ignore[arg-type]
+        max_revoke_grace_ms=settings["max_revoke_grace_ms"],  # type: ignore[arg-type]
+        shutdown_drain_timeout_ms=settings["shutdown_drain_timeout_ms"],  # type: ignore[arg-type]
+        # What still runs of a halted partition is bounded by the slots, and not counted.
+        max_in_flight=settings["max_in_flight"] + (plan.handler["concurrency"] if plan.attempts else 0),  # type: ignore[operator]
+        max_in_flight_bytes=settings.get("max_in_flight_bytes"),  # type: ignore[arg-type]
+        chunk_bytes=1 << 20,
+        finals=world.finals(),
+    )
+
+
+def _brief(context: Mapping[str, object]) -> str:
+    error = context.get("exception")
+    return f"{context.get('message')} {error!r}" if error is not None else str(context.get("message"))

@@ -1,0 +1,146 @@
+"""One member of the simulated group: a process with an app in it, that can be frozen and killed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from asyncpar.app import App
+from asyncpar.errors import AsyncparError, DrainIncompleteError
+from asyncpar.middleware import Middleware
+from asyncpar.ports import Consumer
+from asyncpar.runtime.group_state import Clock
+from asyncpar.runtime.runtime import GroupRuntime
+from asyncpar.settings import KNOBS, Settings
+from asyncpar.settings_sources import Loaded
+from asyncpar.testing.recording import recording
+from asyncpar.testing.simulation.handlers import decode, make_handler, skipping
+from asyncpar.testing.virtual_time import VirtualLoop
+from asyncpar.topics import Retry
+
+if TYPE_CHECKING:
+    from asyncpar.testing.simulation.world import World
+
+GROUP = "billing"
+
+
+class _SimulatedApp(App):
+    """An app on the world's clock."""
+
+    def __init__(self, clock: Clock, **values: object) -> None:
+        super().__init__(**values)  # type: ignore[arg-type]
+        self._clock = clock
+
+    @property
+    def runtimes(self) -> tuple[GroupRuntime, ...]:
+        """The groups that run, or that ran last."""
+        return self._runtimes or self._ended
+
+
+class Member:
+    """A process. Its tasks and timers belong to its name; the loop freezes and kills them."""
+
+    def __init__(self, world: World, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        """Which place in the group it takes; one that is started in place of another takes the same."""
+        self.error: AsyncparError | None = None
+        """How the app ended, if not well."""
+        self.crash: Exception | None = None
+        """What no app may raise."""
+        self._on_ended: Callable[[Member], None] = lambda _: None
+        self.wall_jump = 0.0
+        """By how many seconds the host's wall clock is wrong."""
+        self.ended = asyncio.Event()
+        self._world = world
+        self._consumer: Consumer | None = None
+        self._app: _SimulatedApp | None = None
+        self._context = VirtualLoop.context_of(name)
+        self._task = world.loop.create_task(self._live(), name=name, context=self._context)
+
+    # -- its life ----------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        try:
+            self._app = self._make_app()
+            await self._app.run()
+        except AsyncparError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - a process may crash, and then the life says so
+            self.crash = error
+        finally:
+            self.ended.set()
+            self._on_ended(self)
+
+    def when_ended(self, act: Callable[[Member], None]) -> None:
+        """Call `act` when the process has come to its end of itself."""
+        self._on_ended = act
+
+    def _make_app(self) -> _SimulatedApp:
+        world, plan = self._world, self._world.plan
+        loop, rng = world.loop, plan.rng(f"member {self.name}")
+        clock = Clock(loop.time, lambda: loop.time() + self.wall_jump, rng.random)
+        middlewares: list[Middleware] = []
+        handler: dict[str, object] = {**plan.handler, "retry": Retry(attempts=plan.attempts)}
+        if plan.mix.skipped:
+            middlewares.append(skipping(self, world.history))
+            handler |= {"decoder": decode, "on_decode_error": "skip"}
+        app = _SimulatedApp(
+            clock, group=GROUP, consumers=self._consumers, middlewares=middlewares, **plan.settings
+        )
+        settings = Settings.model_validate({"group": GROUP, **plan.settings})
+        app.configure(Loaded(settings, dict.fromkeys(KNOBS, "simulation")))
+        app.topic(*plan.partitions, **handler)(make_handler(self, world.history, world.fates))  # type: ignore[arg-type]
+        return app
+
+    def _consumers(self, group: str) -> Consumer:
+        made = recording(self._world.consumers_of(self), self._world.history, self.name)(group)
+        self._consumer = made
+        return made
+
+    def lease_from(self) -> float:
+        """The present consumer's sign of membership."""
+        return float("-inf") if self._consumer is None else self._consumer.lease_from()
+
+    # -- what is done to it ------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        if self._app is not None:
+            self._context.copy().run(self._app.stop)
+
+    @property
+    def drained(self) -> bool:
+        """After its end: whether all that ran had ended."""
+        return not isinstance(self.error, DrainIncompleteError)
+
+    def retry_halted(self) -> int:
+        """Run the records of halted partitions again; how many partitions."""
+        halted = 0
+        for runtime in self._app.runtimes if self._app is not None else ():
+            for tp, partition in list(runtime.state.partitions.items()):
+                if partition.state.value == "halted":
+                    self._context.copy().run(runtime.retry_halted, tp)
+                    halted += 1
+        return halted
+
+    def states(self) -> Counter[str]:
+        """What its engine went through, by its own counters: to see that the rig reaches it."""
+        met: Counter[str] = Counter()
+        for runtime in self._app.runtimes if self._app is not None else ():
+            counters = runtime.state.counters
+            met.update({f"commit {answer}": times for answer, times in counters.commits.items()})
+            met.update({f"rebalance {how}": times for how, times in counters.rebalances.items()})
+            met.update({f"straggler {how}": times for how, times in counters.stragglers.items()})
+            met.update({f"offset reset {why}": times for why, times in counters.offset_resets.items()})
+            met["stale completion"] += counters.stale_completions
+            met["record restored as done"] += counters.redelivered
+            met["consumer replaced"] += counters.consumer_replacements
+            for pool in runtime.state.pools:
+                met["retry"] += pool.retries
+                met["worker retired"] += pool.retired
+        if self.error is not None:
+            met[f"ended by {type(self.error).__name__}"] += 1
+        return met

@@ -1,0 +1,349 @@
+"""A simulated world: a broker, the members of one group, a producer, and what is done to them.
+
+First chaos: records are sent and the planned faults strike. Then everything heals, and the group has
+to come to rest. Whoever does something to the world notes it in the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from asyncpar.adapters.aiokafka_config import ClientConfig
+from asyncpar.errors import ConfigurationError
+from asyncpar.ports import ConsumerFactory
+from asyncpar.records import Committed, TopicPartition
+from asyncpar.testing.checker_model import Final
+from asyncpar.testing.history import DELETE_RECORDS, OVERWRITE, TRUNCATE, History
+from asyncpar.testing.memory_broker import MemoryBroker
+from asyncpar.testing.memory_link import RefusedError
+from asyncpar.testing.simulation.faults import FAULTS
+from asyncpar.testing.simulation.handlers import BROKEN, Fates
+from asyncpar.testing.simulation.link import TroubledLink
+from asyncpar.testing.simulation.member import GROUP, Member
+from asyncpar.testing.simulation.plan import Plan, PlannedFault
+from asyncpar.testing.virtual_time import VirtualLoop
+
+LIFE_SECONDS = 90.0
+"""A life goes on for at least this long."""
+REST_SECONDS = 180.0
+"""After it has healed, everything must be done within this time: sessions, rebalances and retries fit in."""
+_STOP_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+_FULL_METADATA = 4_096
+_METADATA_MAX_AGE_MS = 5_000
+
+
+class World:
+    """One life's world. `struck` counts the faults that really struck, `states` what members went through."""
+
+    def __init__(self, plan: Plan, loop: VirtualLoop) -> None:
+        self.plan = plan
+        self.loop = loop
+        self.history = History(loop.time_ns)
+        self.struck: Counter[str] = Counter()
+        self.states: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.healed = asyncio.Event()
+        self.fates = Fates(plan, self.healed)
+        self.link = TroubledLink(plan.rng("link"), VirtualLoop.context_of(""))
+        self.broker = MemoryBroker(link=self.link, recorder=self.history, wall=loop.time)
+        self.members: list[Member] = []
+        """Those that live; the last joined last."""
+        self.max_members = plan.members + 2
+        self._born = 0
+        self._rng = plan.rng("world")
+        self._sent = 0
+        self._held_back: set[TopicPartition] = set()
+        self._ending = False
+        self._broker_is_up = asyncio.Event()
+        self._broker_is_up.set()
+
+    # -- the life ----------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """Chaos, heal, rest, and a clean stop of everybody."""
+        begin = self.loop.time()
+        for topic, partitions in self.plan.partitions.items():
+            self.broker.create_topic(topic, partitions)
+        for _ in range(self.plan.members):
+            self.start_member()
+        for fault in self.plan.faults:
+            self.later(fault.at, self._striker(fault))
+        await self._produce()
+        await asyncio.sleep(max(0.0, begin + self.plan.chaos_seconds - self.loop.time()))
+        self._heal()
+        await self._come_to_rest()
+        await asyncio.sleep(max(0.0, begin + LIFE_SECONDS - self.loop.time()))
+        await self._stop_all()
+
+    def _striker(self, fault: PlannedFault) -> Callable[[], None]:
+        _, strike = FAULTS[fault.kind]
+
+        def act() -> None:
+            if not self.healed.is_set():
+                strike(self, fault)
+
+        return act
+
+    async def _produce(self) -> None:
+        """Send the records in bursts over the time of chaos."""
+        plan, rng = self.plan, self.plan.rng("producer")
+        bursts = max(1, plan.records // 20)
+        pause = (plan.chaos_seconds - 5) / bursts
+        for burst in range(bursts):
+            await asyncio.sleep(pause * rng.uniform(0.2, 1.8))
+            upto = plan.records * (burst + 1) // bursts
+            while self._sent < upto and not self.broker.is_down:
+                self._send_one(rng.random(), rng.random(), rng.random())
+        await self._broker_is_up.wait()
+        while self._sent < plan.records:
+            self._send_one(rng.random(), rng.random(), rng.random())
+
+    def _send_one(self, key_draw: float, keyless_draw: float, broken_draw: float) -> None:
+        plan = self.plan
+        self._sent += 1
+        topics = list(plan.partitions)
+        topic = topics[self._sent % len(topics)]
+        # Squared: some keys come much more often than others.
+        key = None if keyless_draw < plan.keyless_share else b"k%d" % int(plan.keys * key_draw * key_draw)
+        open_ones = self._open_partitions(topic)
+        partition = open_ones[(self._sent if key is None else int(key[1:])) % len(open_ones)]
+        value = BROKEN if broken_draw < plan.mix.skipped else b"v%d" % self._sent
+        self.broker.send(topic, value, key, partition=partition)
+
+    def _open_partitions(self, topic: str) -> list[int]:
+        """Those that the producer uses."""
+        every = range(self.plan.partitions[topic])
+        return [number for number in every if TopicPartition(topic, number) not in self._held_back]
+
+    def _heal(self) -> None:
+        """End every fault; whoever is missing comes back."""
+        self.healed.set()
+        self.link.troubles.clear()
+        self._bring_broker_up()
+        self.broker.metadata_max_bytes = _FULL_METADATA
+        for member in self.members:
+            self._thaw(member)
+        self.history.note("heal")
+        self.replenish()
+
+    async def _come_to_rest(self) -> None:
+        deadline = self.loop.time() + REST_SECONDS
+        while not self._is_at_rest():
+            if self.loop.time() > deadline:
+                return  # the checkers will say what is stuck
+            for member in self.members:
+                self.states["partition halted"] += member.retry_halted()
+            self.replenish()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _is_at_rest(self) -> bool:
+        return all(final.committed == final.end or not final.end for final in self.finals().values())
+
+    def finals(self) -> dict[TopicPartition, Final]:
+        """What the broker holds of each partition now."""
+        committed = self.broker.committed(GROUP)
+        found = {}
+        for topic in self.broker.partition_counts():
+            for tp in self.broker.partitions(topic):
+                stored = committed.get(tp)
+                found[tp] = Final(None if stored is None else stored.offset, self.broker.log(tp).end)
+        return found
+
+    async def _stop_all(self) -> None:
+        self._ending = True
+        for member in self.members:
+            member.stop()
+        ends = [asyncio.create_task(member.ended.wait()) for member in self.members]
+        if ends:
+            await asyncio.wait(ends, timeout=_STOP_SECONDS)
+        for member in list(self.members):
+            if not member.ended.is_set():
+                self.problems.append(f"{member.name} did not end within {_STOP_SECONDS:.0f} s of its stop")
+            elif member.error is not None:
+                self.problems.append(f"{member.name} ended with {member.error!r} in a healed world")
+            self._bury(member)
+
+    # -- members -----------------------------------------------------------------------------
+
+    def start_member(self) -> Member:
+        """A process is started."""
+        self._born += 1
+        taken = {member.number for member in self.members}
+        number = next(number for number in range(self._born) if number not in taken)
+        member = Member(self, f"m{self._born}", number)
+        self.members.append(member)
+        member.when_ended(self._member_ended)
+        return member
+
+    def consumers_of(self, member: Member) -> ConsumerFactory:
+        """How `member` reaches the broker."""
+        plan = self.plan
+        known = {
+            name: plan.settings[name] for name in ClientConfig.__dataclass_fields__ if name in plan.settings
+        }
+        config = ClientConfig(
+            metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+            group_instance_id=f"i{member.number}" if plan.static else None,
+            **known,  # type: ignore[arg-type]
+        )
+        return self.broker.consumers(member.name, config, cooperative=plan.cooperative)
+
+    def stop_member(self, member: Member) -> None:
+        """SIGTERM to a process, if it still lives."""
+        if member in self.members and len(self.members) > 1:
+            member.stop()
+
+    def kill_member(self, member: Member) -> None:
+        """SIGKILL."""
+        self.history.note("dead", member.name)
+        self._bury(member)
+
+    def freeze_member(self, member: Member, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after `seconds`."""
+        if not self.loop.is_frozen(member.name):
+            self.history.note("freeze", member.name)
+            self.loop.freeze(member.name)
+            self.later(seconds, lambda: self._thaw(member))
+
+    def _thaw(self, member: Member) -> None:
+        if member in self.members and self.loop.is_frozen(member.name):
+            self.history.note("thaw", member.name)
+            self.loop.thaw(member.name)
+
+    def replenish(self) -> None:
+        """Start members until there are as many as planned."""
+        while len(self.members) < self.plan.members:
+            self.start_member()
+
+    def _member_ended(self, member: Member) -> None:
+        """A process has come to its end of itself: nothing of it runs on."""
+        if member not in self.members:
+            return
+        crash = member.error if isinstance(member.error, ConfigurationError) else member.crash
+        if crash is not None:
+            self.problems.append(f"{member.name} crashed: {crash!r}")
+        if self._ending:
+            return
+        if not member.drained:
+            self.history.note("dead", member.name)
+        self._bury(member)
+        if member.error is not None:
+            self.later(2.0, self.replenish)
+
+    def _bury(self, member: Member) -> None:
+        self.states.update(member.states())
+        self.loop.kill(member.name)
+        self.members.remove(member)
+
+    # -- what faults need --------------------------------------------------------------------
+
+    def later(self, seconds: float, act: Callable[[], object]) -> None:
+        """Do something in `seconds`, whoever is frozen then."""
+        self.loop.call_later(seconds, act, context=VirtualLoop.context_of(""))
+
+    @property
+    def session_seconds(self) -> float:
+        """How long a silent member stays a member."""
+        found = self.plan.settings["session_timeout_ms"]
+        assert isinstance(found, int)
+        return found / 1000
+
+    @property
+    def is_broker_down(self) -> bool:
+        """True while the broker is away."""
+        return self.broker.is_down
+
+    def pick(self, fault: PlannedFault) -> Member | None:
+        """The member that a fault hits; None when nobody is there."""
+        return self.members[int(fault.pick * len(self.members))] if self.members else None
+
+    def pick_partition(self, fault: PlannedFault) -> TopicPartition:
+        """The partition that a fault hits."""
+        every: Sequence[TopicPartition] = [
+            tp for topic in self.broker.partition_counts() for tp in self.broker.partitions(topic)
+        ]
+        return every[int(fault.pick * len(every))]
+
+    def kick(self, member: Member) -> bool:
+        """Remove a member at the coordinator; False when it is none now."""
+        for member_id in list(self.broker.group(GROUP).members):
+            if member_id.startswith(f"{member.name}-"):
+                with contextlib.suppress(RefusedError):
+                    self.broker.kick(GROUP, member_id)
+                    self.history.note("fault", member.name, detail="kicked")
+                    return True
+        return False
+
+    def move_coordinator(self) -> None:
+        """Another node coordinates the group, now or after it has loaded."""
+        loading = self._rng.random() < 0.5
+        self.broker.move_coordinator(GROUP, loading=loading)
+        if loading:
+            self.later(self._rng.uniform(0.1, 4.0), lambda: self.broker.loaded(GROUP))
+
+    def restart_broker(self, seconds: float) -> None:
+        """Down now, up after `seconds`."""
+        self.broker.down()
+        self._broker_is_up.clear()
+        self.later(seconds, self._bring_broker_up)
+
+    def _bring_broker_up(self) -> None:
+        self.broker.up()
+        self._broker_is_up.set()
+
+    def truncate(self, tp: TopicPartition, share: float) -> bool:
+        """Lose the last records of a log; False when it has none, or is the last one open to the producer.
+
+        Later records would take their offsets, and whoever had not heard of the loss would miss them
+        (no client can tell): the producer leaves the partition alone from here on.
+        """
+        log = self.broker.log(tp)
+        end = max(log.start, log.end - 1 - int(share * 30))
+        if end >= log.end or not set(self._open_partitions(tp.topic)) - {tp.partition}:
+            return False
+        self._held_back.add(tp)
+        self.history.note("fault", tp=tp, offset=end, detail=TRUNCATE)
+        self.broker.truncate(tp, end)
+        return True
+
+    def delete_beginning(self, tp: TopicPartition, share: float) -> bool:
+        """Delete a log's first records, up to a little beyond what is committed; False when it has none."""
+        log = self.broker.log(tp)
+        stored = self.broker.committed(GROUP).get(tp, Committed(0, ""))
+        before = min(log.end, stored.offset + int(share * 20))
+        if before <= log.start:
+            return False
+        self.history.note("fault", tp=tp, offset=before, detail=DELETE_RECORDS)
+        self.broker.delete_records(tp, before)
+        return True
+
+    def aborted_transaction(self, tp: TopicPartition, records: int, seconds: float) -> None:
+        """Records that never become visible; until the abort nothing behind them does."""
+        if self.broker.is_down:
+            return
+        transaction = self.broker.transaction()
+        for _ in range(records):
+            transaction.send(tp.topic, b"aborted", b"k1", partition=tp.partition)
+        self.later(seconds, transaction.abort)
+
+    def limit_metadata(self, max_bytes: int, seconds: float) -> None:
+        """The broker takes at most so much metadata for a while."""
+        self.broker.metadata_max_bytes = max_bytes
+        self.later(seconds, lambda: setattr(self.broker, "metadata_max_bytes", _FULL_METADATA))
+
+    def write_foreign_metadata(self, tp: TopicPartition) -> bool:
+        """Put another tool's string beside the committed offset; False when nothing is committed."""
+        stored = self.broker.committed(GROUP).get(tp)
+        if stored is None:
+            return False
+        self.history.note("fault", tp=tp, offset=stored.offset, detail=OVERWRITE)
+        self.broker.group(GROUP).offsets[tp] = Committed(stored.offset, "bm90IG91cnM=")
+        return True
+
+    def grow(self, topic: str) -> None:
+        """One more partition; the producer does not use it, but the group has to be given it."""
+        self.broker.add_partitions(topic, self.broker.partition_counts()[topic] + 1)

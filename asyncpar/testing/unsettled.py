@@ -1,0 +1,110 @@
+"""Why a test's records are not done: the errors of `TestApp.settled`, and their texts.
+
+Pure: takes the app's status and what was handled, returns words. Called by `TestApp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from asyncpar.errors import AsyncparError
+from asyncpar.records import TopicPartition
+from asyncpar.runtime.failure_log import brief
+from asyncpar.status import AppStatus, GroupStatus, PartitionStatus
+from asyncpar.testing.witness import Handled
+
+_SHOWN = 3
+
+
+class UnsettledError(AsyncparError):
+    """Records were not done and committed in time. The last error of their handler is its cause."""
+
+
+class HaltedError(UnsettledError):
+    """A partition halted: a record could not be handled, and nothing behind it is. The error is its cause."""
+
+
+class Open(NamedTuple):
+    """The first record of a partition that its group has not committed."""
+
+    group: str
+    tp: TopicPartition
+    offset: int
+
+
+def group_status(status: AppStatus, group: str) -> GroupStatus | None:
+    """The group's part of `status`."""
+    return next((one for one in status.groups if one.group == group), None)
+
+
+def partition_status(status: AppStatus, group: str, tp: TopicPartition) -> PartitionStatus | None:
+    """The partition's part of `status`; None while it is not assigned."""
+    of_group = group_status(status, group)
+    partitions = () if of_group is None else of_group.partitions
+    return next((one for one in partitions if (one.topic, one.partition) == tp), None)
+
+
+def halted(status: PartitionStatus, handled: Sequence[Handled]) -> HaltedError:
+    """The error for a halted partition, with what its handler raised as the cause."""
+    tp = TopicPartition(status.topic, status.partition)
+    reason = status.halt_reason or "no reason given"
+    error = HaltedError(f"{tp} halted in group {status.group}, {reason}")
+    for one in reversed(handled):
+        is_it = one.group == status.group and one.place == tp and reason.startswith(f"offset {one.offset}: ")
+        if is_it and one.error is not None:
+            error.__cause__ = one.error
+            break
+    return error
+
+
+def unsettled(
+    places: Sequence[tuple[Open, AppStatus]], timeout_s: float, handled: Sequence[Handled]
+) -> UnsettledError:
+    """The error for what is open after `timeout_s` seconds: each partition with its reason, on one line."""
+    reasons = [_why(place, status, handled) for place, status in places]
+    shown = "; ".join(text for text, _ in reasons[:_SHOWN])
+    more = f"; and {len(reasons) - _SHOWN} more partitions" if len(reasons) > _SHOWN else ""
+    error = UnsettledError(f"not settled after {timeout_s:g} s: {shown}{more}")
+    error.__cause__ = next((cause for _, cause in reasons if cause is not None), None)
+    return error
+
+
+def _why(place: Open, status: AppStatus, handled: Sequence[Handled]) -> tuple[str, BaseException | None]:
+    """Where it stands, and the last error of the record that holds it up."""
+    partition = partition_status(status, place.group, place.tp)
+    if partition is None:
+        of_group = group_status(status, place.group)
+        phase = "stopped" if of_group is None else of_group.state
+        return f"{place.tp} offset {place.offset}: not assigned, group {place.group} is {phase}", None
+    blocking = partition.blocking_offset
+    if blocking is None:
+        return f"{place.tp} offset {place.offset}: {_unblocked(place, partition)}", None
+    error = _last_error(place, blocking, handled)
+    where = f"{place.tp} offset {blocking}"
+    attempts = partition.blocking_attempts
+    said = f", {attempts} {'attempt' if attempts == 1 else 'attempts'} failed" if attempts else ""
+    last = "" if error is None else f", the last with {brief(error)}"
+    if partition.halt_reason is not None:
+        return f"{place.tp} halted, {partition.halt_reason}", error
+    reason, handler = partition.blocking_reason, partition.blocking_handler
+    seconds = partition.blocking_duration_seconds
+    return f"{where}: {reason} in handler {handler} for {seconds:.1f} s{said}{last}", error
+
+
+def _unblocked(place: Open, partition: PartitionStatus) -> str:
+    """Nothing of the partition is in flight."""
+    if partition.halt_reason is not None:
+        return f"halted, {partition.halt_reason}"
+    if partition.hwm is None:
+        return f"not begun, group {place.group} is reading its committed offset"
+    if partition.hwm > place.offset:
+        return f"done, but not committed: group {place.group} has committed {partition.committed}"
+    return f"not fetched yet, group {place.group} is at offset {partition.position}"
+
+
+def _last_error(place: Open, offset: int, handled: Sequence[Handled]) -> BaseException | None:
+    for one in reversed(handled):
+        if (one.group, one.place, one.offset) == (place.group, place.tp, offset):
+            return one.error
+    return None

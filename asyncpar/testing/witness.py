@@ -1,0 +1,157 @@
+"""Who sees what handlers do in a test: one history per group, and a list of the attempts that ended.
+
+Lives here: `Handled`, `Histories` (the sends of a broker, shared by its groups) and `Witness` (around the
+calls of one group's handlers). Never here: a judgement, a change of what a handler does. Called by
+`TestApp`, on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from asyncpar.errors import DecodeError, RecordSkipped
+from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
+from asyncpar.runtime.handlers import Handler
+from asyncpar.testing.history import Event, History, Recorder
+
+Ended = Literal["success", "failed", "undecodable", "skipped", "cancelled"]
+_OF_VERDICT: dict[Verdict, Ended] = {
+    Verdict.SUCCESS: "success",
+    Verdict.FAILED: "failed",
+    Verdict.UNDECODABLE: "undecodable",
+    Verdict.SKIPPED: "skipped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """One attempt on a record, when it has ended.
+
+    `outcome` is success, failed, undecodable, skipped, or cancelled (by a stop or a rebalance). `error` is
+    what was raised, None after success and after a skip. `attempt` counts from 1.
+    """
+
+    group: str
+    handler: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    attempt: int
+    outcome: Ended
+    error: BaseException | None = None
+
+    @property
+    def place(self) -> TopicPartition:
+        """Its partition."""
+        return TopicPartition(self.topic, self.partition)
+
+
+class Histories(Recorder):
+    """One history per group. What is noted here itself (a broker's sends) goes into every one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.also: Recorder | None = None
+        """Somebody else who is told of it."""
+        self._common: list[Event] = []
+        self._of: dict[str, History] = {}
+        self._members = 0
+
+    def append(self, event: Event) -> None:
+        """Into every group's history, those to come included."""
+        self._common.append(event)
+        for history in self._of.values():
+            history.append(event)
+        if self.also is not None:
+            self.also.append(event)
+
+    def of(self, group: str) -> History:
+        """The history of `group`."""
+        if group not in self._of:
+            history = self._of[group] = History()
+            history.events.extend(self._common)
+        return self._of[group]
+
+    def new_member(self, group: str) -> str:
+        """A name that no other member has."""
+        self._members += 1
+        return f"{group}-{self._members}"
+
+
+class Witness:
+    """Notes the calls of one group's handlers as `member`'s; `lease_from` is its consumer's."""
+
+    def __init__(
+        self,
+        group: str,
+        member: str,
+        history: History,
+        handled: list[Handled],
+        lease_from: Callable[[], float],
+    ) -> None:
+        self._group = group
+        self._member = member
+        self._history = history
+        self._handled = handled
+        self._lease_from = lease_from
+
+    def watched(self, handler: Handler) -> Handler:
+        """`handler`, with its calls noted."""
+        invoke = handler.invoke
+
+        async def call(topic: str, partition: int, raw: RawRecord, attempt: int, generation: int) -> object:
+            tp = TopicPartition(topic, partition)
+            sign = self._lease_from()
+            detail = str(int(sign * 1e9)) if sign > float("-inf") else "0"
+            self._history.note("start", self._member, tp, raw.offset, raw.key, detail)
+            ended: tuple[Ended, BaseException | None] = ("success", None)
+            try:
+                result: object = await invoke(topic, partition, raw, attempt, generation)
+                if handler.judged and isinstance(result, Outcome):
+                    ended = _judged(result)
+                return result
+            except BaseException as error:
+                ended = _raised(error)
+                raise
+            finally:
+                self._note_end(handler, tp, raw, attempt, ended)
+
+        return dataclasses.replace(handler, invoke=call)
+
+    def _note_end(
+        self,
+        handler: Handler,
+        tp: TopicPartition,
+        raw: RawRecord,
+        attempt: int,
+        ended: tuple[Ended, BaseException | None],
+    ) -> None:
+        outcome, error = ended
+        detail = {"success": "ok", "cancelled": "cancelled"}.get(outcome, "failed")
+        self._history.note("end", self._member, tp, raw.offset, raw.key, detail)
+        if outcome == "skipped" or (outcome == "undecodable" and handler.rules.skip_undecodable):
+            self._history.note("done", self._member, tp, raw.offset, raw.key, "skipped")
+        self._handled.append(
+            Handled(self._group, handler.name, *tp, raw.offset, raw.key, attempt, outcome, error)
+        )
+
+
+def _judged(outcome: Outcome) -> tuple[Ended, BaseException | None]:
+    """What a middleware returned."""
+    return _OF_VERDICT[outcome.verdict], None if outcome.ok else outcome.error
+
+
+def _raised(error: BaseException) -> tuple[Ended, BaseException | None]:
+    """What an attempt raised; a handler's own CancelledError looks like a cancellation."""
+    if isinstance(error, RecordSkipped):
+        return "skipped", None
+    if isinstance(error, DecodeError):
+        return "undecodable", error
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled", error
+    return "failed", error

@@ -1,0 +1,8 @@
+"""All planted bugs, in the order of the table."""
+
+from __future__ import annotations
+
+from tests.planted.bugs_core import IN_CORE
+from tests.planted.bugs_runtime import IN_RUNTIME
+
+BUGS = (*IN_CORE, *IN_RUNTIME)
