@@ -5,10 +5,12 @@
 
 PYTHON ?= python3.11
 SECONDS_OF_DEMO ?= 30
+LIVES ?= 500
+FAULTS ?= 1000
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test unit core lint format types contracts docs pages bench ci lock clean
+.PHONY: help demo test unit simulate chaos planted core lint format types contracts docs pages bench ci lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +39,15 @@ test: $(STAMP)  ## every test; those against a real Kafka need Java 17 and Maven
 
 unit: $(STAMP)  ## the tests that need no Kafka
 	@$(BIN)/python -m pytest -m "not broker"
+
+simulate: $(STAMP)  ## simulated lives of a group under faults, from a fresh seed (LIVES=500)
+	@$(BIN)/python -m asyncpar.testing.simulate --lives $(LIVES)
+
+chaos: $(STAMP)  ## real faults on a real Kafka until FAULTS=1000 have struck, each kind often enough
+	@$(BIN)/python -m tests.chaos --faults $(FAULTS)
+
+planted: $(STAMP)  ## plant bugs in the engine, and see each of them caught
+	@$(BIN)/python -m tests.planted
 
 core: $(STAMP)  ## the core's own tests, which must cover every branch of it
 	@$(BIN)/python -m pytest -q tests/core --cov=asyncpar/core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100

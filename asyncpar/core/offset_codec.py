@@ -2,9 +2,10 @@
 
 `ap1:<crc32 of all that matters, 8 hex digits>:<base64url, no padding>`. The bytes are sections
 `(id, length, payload)` with varint id and length, so that a later version can add one (section 3 is
-reserved for attempt counts) and this one skips it. The checksum covers topic, partition and the
-absolute committed offset: a tool that copies an offset to another cluster, topic or position keeps
-the string, and there it must not be believed. The broker counts UTF-16 units; this is ASCII.
+reserved for attempt counts) and this one skips it; the runs are one of them. The checksum covers
+topic, partition and the absolute committed offset: a tool that copies an offset to another cluster,
+topic or position keeps the string, and there it must not be believed. The broker counts UTF-16
+units; this is ASCII.
 
 Runs are relative to the committed offset: alternately the length of an undone and of a done run.
 They are written as varints or as a bitmap, deflated when that is shorter. When the whole does not
@@ -33,6 +34,7 @@ MAX_SPAN = 1 << 40
 _PREFIX = "ap1:"
 _HEAD_CHARS = len(_PREFIX) + 9
 _VARINTS, _BITMAP, _DEFLATED_VARINTS, _DEFLATED_BITMAP = 1, 2, 4, 5
+_RUNS = frozenset({_VARINTS, _BITMAP, _DEFLATED_VARINTS, _DEFLATED_BITMAP})
 _MAX_PLAIN_BYTES = 1 << 16
 """No section is longer than this before deflation: a bound on the work of reading damaged input."""
 _SECTION_HEAD_BYTES = 4
@@ -149,7 +151,7 @@ def _as_bitmap(hwm: int, runs: Sequence[Run]) -> bytes:
 
 def _unpack(offset: int, body: bytes) -> list[Run]:
     at = 0
-    runs: list[Run] = []
+    runs: list[Run] | None = None
     while at < len(body):
         section, at = _read_varint(body, at)
         length, at = _read_varint(body, at)
@@ -157,13 +159,20 @@ def _unpack(offset: int, body: bytes) -> list[Run]:
         if len(payload) != length:
             raise ValueError("a section is cut off")
         at += length
-        if section in (_DEFLATED_VARINTS, _DEFLATED_BITMAP):
-            payload = _inflate(payload)
-        if section in (_VARINTS, _DEFLATED_VARINTS):
-            runs = _from_varints(offset, payload)
-        elif section in (_BITMAP, _DEFLATED_BITMAP):
-            runs = _from_bitmap(offset, payload)
-    return runs
+        if section not in _RUNS:
+            continue
+        if runs is not None:
+            raise ValueError("the runs are there twice")
+        runs = _read_runs(offset, section, payload)
+    return runs or []
+
+
+def _read_runs(offset: int, section: int, payload: bytes) -> list[Run]:
+    if section in (_DEFLATED_VARINTS, _DEFLATED_BITMAP):
+        payload = _inflate(payload)
+    if section in (_VARINTS, _DEFLATED_VARINTS):
+        return _from_varints(offset, payload)
+    return _from_bitmap(offset, payload)
 
 
 def _inflate(payload: bytes) -> bytes:

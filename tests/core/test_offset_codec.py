@@ -275,6 +275,7 @@ def test_text_in_another_place_is_ignored(tp: TopicPartition, offset: int) -> No
         _section(4, b"not deflated"),
         _section(4, zlib.compress(b"\x01\x01")[:-1]),
         _section(5, b""),
+        _section(1, b"\x01\x01") + _section(2, b"\x02"),
         b"\xff" * 12,
     ],
 )

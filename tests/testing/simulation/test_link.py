@@ -1,0 +1,101 @@
+"""Tests of the simulated network."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from asyncpar.testing.memory_link import LinkError
+from asyncpar.testing.simulation.link import Trouble, TroubledLink
+from asyncpar.testing.virtual_time import VirtualLoop
+from tests.testing.virtually import loop, now, virtually
+
+
+def make(*troubles: Trouble) -> TroubledLink:
+    link = TroubledLink(random.Random(5), VirtualLoop.context_of(""))
+    link.troubles += troubles
+    return link
+
+
+@virtually
+async def test_requests_arrive_in_their_order_and_take_time() -> None:
+    """Many at once over one connection: served in the order sent, milliseconds later."""
+    link, served = make(), list[int]()
+    begin = now()
+    answers = [link("OffsetCommit", "m", lambda n=n: served.append(n) or n) for n in range(50)]  # type: ignore[misc]
+    assert await asyncio.gather(*answers) == list(range(50))
+    assert served == list(range(50))
+    assert 0.0002 < now() - begin < 1
+
+
+@pytest.mark.parametrize(("kind", "times"), [("request lost", 0), ("answer lost", 1)])
+def test_what_is_lost_raises_or_is_found_out_late(kind: str, times: int) -> None:
+    """The caller hears of a broken connection, at once or when the system notices; nobody hangs for ever."""
+
+    @virtually
+    async def lives() -> None:
+        link = make(Trouble(kind, "m", 1.0, 1.0))
+        waits = []
+        for _ in range(20):
+            served = list[int]()
+            begin = now()
+            with pytest.raises(LinkError):
+                await link("Fetch", "m", lambda served=served: served.append(1))  # type: ignore[misc]
+            waits.append(now() - begin)
+            assert len(served) == times
+        assert min(waits) < 1.1
+        assert max(waits) > 15
+        assert link.struck[kind] == 20
+
+    lives()
+
+
+@virtually
+async def test_a_repeated_request_is_served_twice_and_answered_once() -> None:
+    """As after a retry on the way."""
+    link, served = make(Trouble("request repeated", None, 1.0, 1.0)), list[int]()
+    await link("OffsetCommit", "m", lambda: served.append(1))
+    assert served == [1, 1]
+
+
+@virtually
+async def test_trouble_of_one_member_leaves_the_others_alone() -> None:
+    """And a share of 0 hits nobody."""
+    link = make(Trouble("request lost", "other", 1.0, 1.0), Trouble("answer lost", None, 0.0, 1.0))
+    assert await link("Heartbeat", "m", lambda: 7) == 7
+    assert not link.struck
+
+
+@virtually
+async def test_a_request_of_a_frozen_member_arrives_and_its_answer_waits() -> None:
+    """What is on its way belongs to the network, not to the sender."""
+    link, served, answered = make(), list[float](), list[float]()
+
+    async def member() -> None:
+        await link("OffsetCommit", "m", lambda: served.append(now()))
+        answered.append(now())
+
+    begin = now()
+    task = loop().create_task(member(), context=VirtualLoop.context_of("m"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    loop().freeze("m")
+    await asyncio.sleep(5)
+    assert served and served[0] - begin < 1
+    assert not answered
+    loop().thaw("m")
+    await task
+    assert answered[0] - begin >= 5
+
+
+@virtually
+async def test_an_error_of_the_broker_is_the_callers() -> None:
+    """It arrives like an answer."""
+
+    def refuse() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await make()("Fetch", "m", refuse)
