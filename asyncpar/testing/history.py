@@ -204,10 +204,13 @@ def decode(line: str) -> Event:
 
 
 def read(path: Path | str) -> list[Event]:
-    """All events in the order written; ValueError names the line that is none."""
-    lines = Path(path).read_text().split("\n")  # splitlines() would also cut at separators inside a text
-    if not lines[-1]:
-        lines.pop()
+    """All events in the order written; ValueError names the line that is none.
+
+    What stands behind the last line break is still being written, and is left out.
+    """
+    text = Path(path).read_bytes()
+    # splitlines() would also cut at separators inside a text
+    lines = text[: text.rfind(b"\n") + 1].decode().split("\n")[:-1]
     events: list[Event] = []
     for number, line in enumerate(lines, 1):
         try:

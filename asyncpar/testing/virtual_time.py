@@ -16,12 +16,13 @@ from asyncio import base_events, events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 MEMBER: ContextVar[str] = ContextVar("asyncpar_simulated_member", default="")
 """The simulated member that this context belongs to; empty for the world around them."""
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _STEP_SECONDS = 1e-6
 _DEFER_SHARE = 0.02
@@ -48,7 +49,6 @@ class VirtualLoop(base_events.BaseEventLoop):
     """
 
     _ready: deque[events.Handle]
-    _scheduled: list[Any]  # of TimerHandle, whose moment has no public name
 
     def __init__(
         self, rng: random.Random | None = None, *, start: float = 1000.0, max_steps: int = 10**9
@@ -64,6 +64,8 @@ class VirtualLoop(base_events.BaseEventLoop):
         self._dead: set[str] = set()
         self._kept: list[asyncio.Task[Any]] = []
         self._made_tasks = 0
+        self._timers: list[tuple[float, int, events.TimerHandle]] = []
+        self._made_timers = 0
         self.set_task_factory(self._make_task)
         self.set_exception_handler(lambda _, context: self.errors.append(context))
 
@@ -111,19 +113,30 @@ class VirtualLoop(base_events.BaseEventLoop):
         """The virtual time, nanoseconds."""
         return int(self.now * 1e9)
 
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: Unpack[Ts],
+        context: Context | None = None,
+    ) -> events.TimerHandle:
+        """See asyncio. Timers of one moment fire in the order in which they were made."""
+        timer = events.TimerHandle(when, callback, args, self, context)
+        self._made_timers += 1
+        heapq.heappush(self._timers, (when, self._made_timers, timer))
+        return timer
+
     def _run_once(self) -> None:
         """One turn: what is ready now runs, or time moves on to the next timer."""
-        ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready:
-            if not scheduled:
+            if not timers:
                 raise SimulationError("everything waits, and nothing is left that could wake it")
-            self.now = max(self.now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self.now:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False
-            ready.append(timer)
+            self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
         batch = list(ready)
         ready.clear()
         if self._rng is not None and len(batch) > 1:
@@ -163,9 +176,6 @@ class VirtualLoop(base_events.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Nothing sleeps that would have to be woken."""
 
-    def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
-        """Cancelled timers are dropped when their time comes."""
-
     # -- the end -----------------------------------------------------------------------------
 
     def abandon(self) -> None:
@@ -177,7 +187,7 @@ class VirtualLoop(base_events.BaseEventLoop):
             with contextlib.suppress(BaseException):
                 coroutine.close()
         self._ready.clear()
-        self._scheduled.clear()
+        self._timers.clear()
         self.close()
 
 
