@@ -107,7 +107,14 @@ class HandlerFailedError(AsyncparError):
 
 
 class BrokerError(AsyncparError):
-    """A request to the cluster failed in a way that may pass. The runtime tries again."""
+    """A request to the cluster failed in a way that may pass. The runtime tries again.
+
+    `partitions` has the reason of each partition that it failed for; empty: it failed for all asked about.
+    """
+
+    def __init__(self, message: str, partitions: Mapping[TopicPartition, str] | None = None) -> None:
+        self.partitions = dict(partitions or {})
+        super().__init__(message)
 
 
 class OffsetOutOfRangeError(BrokerError):
@@ -122,8 +129,23 @@ class OffsetOutOfRangeError(BrokerError):
 class FetchError(BrokerError):
     """A fetch raised; what it had already taken from the client's buffers may be lost.
 
-    The poller seeks every partition it asked for back to its own next offset.
+    The poller seeks every partition it asked for back to its own next offset; only `partition` where that is
+    set, because then the others are not concerned. `offset` is the one it could not go on from. `unreadable`:
+    the bytes there make no sense, so that asking again is likely to bring them again.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partition: TopicPartition | None = None,
+        offset: int | None = None,
+        unreadable: bool = False,
+    ) -> None:
+        self.partition = partition
+        self.offset = offset
+        self.unreadable = unreadable
+        super().__init__(message)
 
 
 class RecordSkipped(Exception):  # noqa: N818 - not an error: a decision, passed as one

@@ -55,7 +55,8 @@ class RecordSource(Protocol):
         With an empty `wanted` it keeps the member alive for up to `timeout_ms` and returns [].
         It may wait longer than `timeout_ms` while the group rebalances.
 
-        Raises OffsetOutOfRangeError, FetchError (seek back and go on), AuthorizationError (final).
+        Raises OffsetOutOfRangeError, FetchError (seek back and go on), AuthorizationError and
+        ConfigurationError (final).
         """
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
@@ -95,10 +96,13 @@ class LogBounds(Protocol):
     """Where a partition's log begins and ends."""
 
     async def beginning(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """First offsets that exist. Raises BrokerError."""
+        """First offsets that exist. Raises BrokerError, AuthorizationError."""
 
     async def end(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ends: the last stable offset under read_committed, else the log end. Raises BrokerError."""
+        """Ends: the last stable offset under read_committed, else the log end.
+
+        Raises BrokerError, with its `partitions` where it failed for some only, and AuthorizationError.
+        """
 
     def end_seen(self, partition: TopicPartition) -> tuple[int | None, int | None]:
         """`(high watermark, last stable offset)` of the last fetch of it; no request; None unknown."""

@@ -76,7 +76,8 @@ class GroupSettings(Section):
     group_instance_id: Name | None = knob(
         None,
         "Static membership: a restart within the session timeout causes no rebalance. "
-        "Must differ between the instances of a group; two with the same id evict each other for ever.",
+        "Must differ between the instances of a group: where a second one starts with the same id, the older "
+        "one ends with exit code 2.",
         unset="a dynamic member, which leaves the group when it stops",
     )
     offset_reset: Literal["earliest", "latest", "error"] = knob(

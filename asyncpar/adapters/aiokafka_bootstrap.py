@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import ssl
 import time
 from collections.abc import Collection
 from typing import Any
@@ -25,7 +26,7 @@ from asyncpar.adapters.aiokafka_errors import (
     one_line,
     refused_credentials,
 )
-from asyncpar.adapters.aiokafka_private import ClientInternals
+from asyncpar.adapters.aiokafka_network import ClientNetwork
 from asyncpar.errors import (
     AuthenticationError,
     BrokerError,
@@ -51,6 +52,14 @@ def unreachable(config: ClientConfig, why: str) -> BrokerUnreachableError:
     )
 
 
+def unusable(config: ClientConfig, why: str) -> BrokerUnreachableError:
+    """A server answered, but not with what we need, and asking again would bring the same answer."""
+    return BrokerUnreachableError(
+        f"the cluster at {config.bootstrap_servers} cannot be used ({why}): "
+        "see the logs of its brokers, and check that they are Kafka of version 0.11 or newer"
+    )
+
+
 async def reach_a_server(config: ClientConfig, security: dict[str, Any], deadline: float) -> tuple[str, int]:
     """The first bootstrap server that answers a metadata request; others are tried again until `deadline`.
 
@@ -72,7 +81,7 @@ async def reach_a_server(config: ClientConfig, security: dict[str, Any], deadlin
             except Exception as err:  # noqa: BLE001 - whatever a dial raises, the next server may be better
                 server = f"{host}:{port}"
                 refusal = refusal or refused_credentials(err, server, config.sasl_mechanism)
-                reasons[server] = _why(err)
+                reasons[server] = _why(err, config.security_protocol)
         if refusal is not None:
             raise refusal
         if time.monotonic() + REDIAL_SECONDS >= deadline:
@@ -97,17 +106,25 @@ async def _greet(host: str, port: int, config: ClientConfig, security: dict[str,
         raise ConfigurationError(f"the broker at {host}:{port} is too old: Kafka 0.11 or newer is needed")
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, KafkaConnectionError):
-        return f"{one_line(error)}, which a broker that expects TLS or SASL also does"
+def _why(error: Exception, protocol: str) -> str:
+    """The reason on one line, and what else it may mean: brokers hang up on whom they do not understand."""
+    is_tls = "SSL" in protocol
+    if is_tls and isinstance(error, ConnectionResetError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return (
+            f"hung up on the TLS handshake ({type(error).__name__}), which a port that does not speak TLS "
+            f"also does: check security_protocol={protocol}"
+        )
+    missing = [name for name, is_used in (("TLS", is_tls), ("SASL", "SASL" in protocol)) if not is_used]
+    if missing and isinstance(error, KafkaConnectionError):
+        return f"{one_line(error)}, which a broker that expects {' or '.join(missing)} also does"
     return one_line(error)
 
 
 class TopicLookup:
     """Do the topics asked for exist? Never creates one."""
 
-    def __init__(self, inside: ClientInternals, config: ClientConfig) -> None:
-        self._inside = inside
+    def __init__(self, network: ClientNetwork, config: ClientConfig) -> None:
+        self._network = network
         self._config = config
 
     async def require(self, topics: Collection[str]) -> None:
@@ -156,15 +173,18 @@ class TopicLookup:
         response = await self._ask(None)
         existing = [entry[1] for entry in response.topics if not entry[2]]
         near = sorted({name for topic in missing for name in difflib.get_close_matches(topic, existing, n=2)})
-        hint = f"did you mean {_names(near)}?" if near else "create it, or wait for it with wait_for_topics"
+        what, do, it = ("topic", "does", "it") if len(missing) == 1 else ("topics", "do", "them")
+        hint = f"create {it}, or wait for {it} with wait_for_topics"
+        if near:
+            hint = f"did you mean {_names(near)}?"
         return UnknownTopicError(
-            f"topic {_names(missing)} does not exist at {self._config.bootstrap_servers}; {hint}"
+            f"{what} {_names(missing)} {do} not exist at {self._config.bootstrap_servers}; {hint}"
         )
 
     async def _ask(self, topics: list[str] | None) -> Any:
         try:
             async with asyncio.timeout(self._config.request_timeout_ms / 1000):
-                return await self._inside.ask_any(MetadataRequest(topics, allow_auto_topic_creation=False))
+                return await self._network.ask_any(MetadataRequest(topics, allow_auto_topic_creation=False))
         except (KafkaError, TimeoutError, OSError) as err:
             raise BrokerError(f"looking topics up failed: {one_line(err)}") from err
 

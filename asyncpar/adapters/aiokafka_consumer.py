@@ -1,9 +1,9 @@
 """One member of one group on aiokafka: what `asyncpar.ports.Consumer` asks for.
 
 Lives here: the order of a start, what the group's callbacks become, and the port's methods over the files
-beside it (`aiokafka_fetch`, `_offsets`, `_bootstrap`, `_stop`, `_private`). Never here: decisions about
-offsets, and private parts of the client. Called by the runtime, on the event loop. Always: a freshly assigned
-partition is parked, which means that nothing is fetched of it until the runtime has said from where.
+beside it (`aiokafka_fetch`, `_offsets`, `_bounds`, `_bootstrap`, `_stop`, `_private`). Never here: decisions
+about offsets, and private parts of the client. Called by the runtime, on the event loop. Always: a freshly
+assigned partition is parked: nothing is fetched of it until the runtime has said from where.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
@@ -23,9 +23,11 @@ from asyncpar.adapters.aiokafka_bootstrap import (
     TopicLookup,
     reach_a_server,
     unreachable,
+    unusable,
 )
+from asyncpar.adapters.aiokafka_bounds import LeaderBounds
 from asyncpar.adapters.aiokafka_config import ClientConfig, consumer_options
-from asyncpar.adapters.aiokafka_errors import final_error, one_line, request_error
+from asyncpar.adapters.aiokafka_errors import final_error, one_line
 from asyncpar.adapters.aiokafka_fetch import FairFetch
 from asyncpar.adapters.aiokafka_lease import MembershipClock
 from asyncpar.adapters.aiokafka_offsets import GroupOffsets
@@ -60,6 +62,7 @@ class AiokafkaConsumer:
         self._inside: ClientInternals
         self._fetch: FairFetch
         self._offsets: GroupOffsets
+        self._bounds: LeaderBounds
 
     # --- membership
 
@@ -81,7 +84,7 @@ class AiokafkaConsumer:
         self._started = True
 
     async def _connect(self, security: dict[str, Any], deadline: float) -> None:
-        self._inside.bootstrap_from(*await reach_a_server(self._config, security, deadline))
+        self._inside.network.bootstrap_from(*await reach_a_server(self._config, security, deadline))
         try:
             async with asyncio.timeout_at(_loop_time(deadline)):
                 await self._consumer.start()
@@ -92,15 +95,17 @@ class AiokafkaConsumer:
                 self._config, f"the coordinator of group {self._group!r} did not answer"
             ) from err
         except (KafkaError, ValueError) as err:  # SCRAM raises ValueErrors
-            raise final_error(err, self._group) or unreachable(self._config, one_line(err)) from err
+            why = f"finding the coordinator of group {self._group!r}: {one_line(err)}"
+            raise final_error(err, self._group) or unusable(self._config, why) from err
         self._offsets = GroupOffsets(self._inside, self._group, self._config.request_timeout_ms / 1000)
+        self._bounds = LeaderBounds(self._inside.network, self._group)
         self._fetch = FairFetch(self._consumer, self._inside, self._group, self._config.fetch_max_wait_ms)
 
     async def _find_topics(self, topics: Collection[str]) -> None:
         try:
-            await TopicLookup(self._inside, self._config).require(topics)
+            await TopicLookup(self._inside.network, self._config).require(topics)
         except BrokerError as err:
-            raise unreachable(self._config, one_line(err)) from err
+            raise unusable(self._config, one_line(err)) from err
 
     async def _subscribe(self, subscription: Subscription, relay: ConsumerRebalanceListener) -> None:
         if subscription.pattern is None:
@@ -110,7 +115,7 @@ class AiokafkaConsumer:
         # Which topics match, and how many partitions they have, is known after this.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.request_timeout_ms / 1000):
-                await self._inside.refresh_metadata()
+                await self._inside.network.refresh_metadata()
         if self._config.group_instance_id is not None:
             self._inside.watch_partition_counts(subscription.topics)
 
@@ -228,30 +233,12 @@ class AiokafkaConsumer:
     # --- bounds of the log
 
     async def beginning(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """First offsets that exist. Raises BrokerError."""
-        return await self._bounds(self._consumer.beginning_offsets, partitions)
+        """First offsets that exist. Raises BrokerError, AuthorizationError."""
+        return await self._bounds.ask(self._consumer.beginning_offsets, partitions)
 
     async def end(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """Ends: the last stable offset under read_committed, else the log end. Raises BrokerError."""
-        return await self._bounds(self._consumer.end_offsets, partitions)
-
-    async def _bounds(
-        self,
-        ask: Callable[[list[Any]], Awaitable[dict[Any, int]]],
-        partitions: Collection[TopicPartition],
-    ) -> dict[TopicPartition, int]:
-        for tp in partitions:
-            # The client would add the topic to those it asks metadata for, and a pattern means "all of them".
-            if not self._inside.leader_known(tp):
-                raise BrokerError(f"the leader of {tp} is not known (yet)")
-        try:
-            found = await ask([ClientPartition(*tp) for tp in partitions])
-        except (KafkaError, TimeoutError, OSError) as err:
-            raise request_error(err, "reading the bounds of partitions", self._group) from err
-        missing = [tp for tp in partitions if tp not in found]
-        if missing:
-            raise BrokerError(f"the answer about the bounds of partitions leaves out {missing[0]}")
-        return {tp: found[ClientPartition(*tp)] for tp in partitions}
+        """Ends: the last stable offset under read_committed, else the log end; see the port."""
+        return await self._bounds.ask(self._consumer.end_offsets, partitions)
 
     def end_seen(self, partition: TopicPartition) -> tuple[int | None, int | None]:
         """`(high watermark, last stable offset)` of the last fetch of it; no request."""
@@ -264,14 +251,20 @@ class _Relay(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, consumer: AiokafkaConsumer, listener: AssignmentListener) -> None:
         self._consumer = consumer
         self._listener = listener
+        self._held: frozenset[TopicPartition] = frozenset()
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         # No heartbeats are sent before this returns.
+        if self._held:
+            # The client skipped a revoke: others may have had them meanwhile, those that are named again too.
+            self._listener.lost(self._held)
+        self._held = _ours(assigned)
         token = self._consumer.take_assignment(assigned)
-        self._listener.assigned(_ours(assigned), token)
+        self._listener.assigned(self._held, token)
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         partitions = _ours(revoked)
+        self._held -= partitions
         if not partitions:
             return  # the first join says so, and a member that had nothing
         if self._consumer.is_member():

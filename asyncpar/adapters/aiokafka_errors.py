@@ -49,8 +49,6 @@ class TokenError(kafka.KafkaError):  # type: ignore[misc]
 
 _CREDENTIALS = (
     kafka.SaslAuthenticationFailed,
-    kafka.UnsupportedSaslMechanismError,
-    kafka.IllegalSaslStateError,
     kafka.AuthenticationFailedError,
     kafka.AuthenticationMethodNotSupported,
 )
@@ -121,6 +119,13 @@ def refused_credentials(
                 f"TLS with {server} failed: {one_line(cause)}; check that the port speaks "
                 "TLS and, where the broker asks for a certificate, ssl_certfile"
             )
+        if isinstance(cause, kafka.IllegalSaslStateError):
+            return AuthenticationError(
+                f"{server} takes no SASL at this port: use the port of its SASL listener, or a "
+                "security_protocol without SASL (PLAINTEXT or SSL)"
+            )
+        if isinstance(cause, kafka.UnsupportedSaslMechanismError):
+            return AuthenticationError(f"{server} does not offer SASL {mechanism}: check sasl_mechanism")
         # SCRAM and OAUTHBEARER raise plain ValueErrors when an answer does not fit.
         if isinstance(cause, _CREDENTIALS) or (mechanism is not None and isinstance(cause, ValueError)):
             return AuthenticationError(
@@ -140,16 +145,25 @@ def no_right_on_topic(topics: str) -> AuthorizationError:
     return AuthorizationError(f"no right on topic {topics}: grant READ and DESCRIBE on it to this user")
 
 
+def is_unreadable(error: BaseException) -> bool:
+    """Whether `error`, out of taking records, is about their bytes: parsers raise whatever they run into."""
+    if isinstance(error, kafka.UnsupportedCodecError):
+        return "Unknown" in str(error)  # else only the library for a known one is missing
+    return isinstance(error, kafka.CorruptRecordException) or not isinstance(error, kafka.KafkaError)
+
+
 def final_error(error: BaseException, group: str) -> AsyncparError | None:
     """What `error` means when trying again is no use: rights and group settings; None otherwise."""
     if isinstance(error, kafka.GroupAuthorizationFailedError):
         return no_right_on_group(group)
     if isinstance(error, kafka.TopicAuthorizationFailedError):
-        return no_right_on_topic(", ".join(repr(topic) for topic in error.args))
+        # A fetch names the topic, ListOffsets a partition of it.
+        names = (str(TopicPartition(*one)) if isinstance(one, tuple) else repr(one) for one in error.args)
+        return no_right_on_topic(", ".join(names))
     for kind, advice in _GROUP_SETTINGS.items():
         if isinstance(error, kind):
             return ConfigurationError(f"cannot join group {group!r}: {advice}")
-    if isinstance(error, kafka.UnsupportedCodecError):
+    if isinstance(error, kafka.UnsupportedCodecError) and not is_unreadable(error):
         return ConfigurationError(f"records cannot be decompressed: {one_line(error)}; pip install cramjam")
     return None
 
@@ -163,8 +177,13 @@ def fetch_error(
     final = final_error(error, group)
     if final is not None:
         return final
-    place = f" {where} at offset {offset}" if where is not None else ""
-    return FetchError(f"fetch{place} failed: {type(error).__name__}: {one_line(error)}")
+    what = f"failed: {type(error).__name__}: {one_line(error)}"
+    if where is None:
+        return FetchError(f"fetch {what}")
+    text = f"fetch {where} at offset {offset} {what}"
+    if not is_unreadable(error):
+        return FetchError(text)  # what the group has to say also comes out of taking one partition's records
+    return FetchError(text, partition=where, offset=offset, unreadable=True)
 
 
 def request_error(error: BaseException, what: str, group: str) -> AsyncparError:

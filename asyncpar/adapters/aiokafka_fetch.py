@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiokafka import TopicPartition as ClientPartition
-from aiokafka.errors import CorruptRecordException, KafkaError
 
-from asyncpar.adapters.aiokafka_errors import fetch_error
+from asyncpar.adapters.aiokafka_errors import fetch_error, is_unreadable
 from asyncpar.adapters.aiokafka_private import ClientInternals
 from asyncpar.errors import AsyncparError, FetchError
 from asyncpar.records import Chunk, TopicPartition
@@ -79,7 +78,7 @@ class FairFetch:
 
     def _unreadable(self, asked: Sequence[Any], err: Exception) -> Any:
         """The one of `asked` whose records cannot be read, where `err` says that; else None."""
-        if isinstance(err, KafkaError) and not isinstance(err, CorruptRecordException):
+        if not is_unreadable(err):
             return None
         # The client drops each chunk that it has finished and keeps the one that raised.
         return next(iter(self._inside.buffered(asked)), None)

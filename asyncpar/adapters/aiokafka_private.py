@@ -1,49 +1,37 @@
-"""The one file that touches private parts of aiokafka: `ClientInternals`, the inside of one consumer.
+"""The private parts of aiokafka that we lean on: `ClientInternals`, the inside of one consumer.
 
-Never here: decisions about offsets, errors or time-outs. Called by the other aiokafka files. Always: the
-parts are checked first (`aiokafka_shape`), and patches are made on one consumer's own objects, so that
-other clients of the process keep theirs.
+Lives here: its coordinator, its positions and buffers, its end; its network client is beside it
+(`aiokafka_network`), and no other file touches private parts. Never here: decisions about offsets, errors or
+time-outs. Called by the other aiokafka files. Always: the parts are checked first (`aiokafka_shape`), and
+patches are made on one consumer's own objects, so that other clients of the process keep theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import time
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.client import ConnectionGroup
-from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
-    KafkaConnectionError,
+    GroupLoadInProgressError,
     KafkaError,
-    NodeNotReadyError,
-    RequestTimedOutError,
     TopicAuthorizationFailedError,
 )
-from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
-from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.group import HeartbeatRequest, LeaveGroupRequest, SyncGroupRequest
 
-from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError, one_line
+from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError
 from asyncpar.adapters.aiokafka_lease import MembershipClock
+from asyncpar.adapters.aiokafka_network import ClientNetwork
 from asyncpar.adapters.aiokafka_shape import require_parts
 
-# The broker answers a JoinGroup when every other member has given its partitions back, and the slowest of
-# them decides: Java clients allow themselves 5 minutes.
-JOIN_TIMEOUT_SECONDS = 300.0
-# While a partition has no leader the client asks for metadata as fast as it is answered: thousands of times a
-# second. Java clients wait this long in between.
-METADATA_SPACING_SECONDS = 0.1
-_UNKNOWN_MEMBER, _FENCED_INSTANCE = 25, 82
-
-log = logging.getLogger(__name__)
+_GROUP_LOADING, _UNKNOWN_MEMBER, _FENCED_INSTANCE = 14, 25, 82
 
 
 class _FullMatch:
@@ -56,21 +44,6 @@ class _FullMatch:
         return self._pattern.fullmatch(topic) is not None
 
 
-class _ModestConnection:
-    """A connection whose metadata requests never create a topic; everything else passes through."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def send(self, request: Any, expect_response: bool = True) -> Any:
-        if isinstance(request, MetadataRequest):
-            request = MetadataRequest(request._topics, allow_auto_topic_creation=False)
-        return self._connection.send(request, expect_response)
-
-
 class ClientInternals:
     """The inside of one consumer. Made before it starts; `attach` once it has started."""
 
@@ -80,82 +53,21 @@ class ClientInternals:
         self._fetcher: Any = None
         self._coordinator: Any = None
         self._counts: dict[str, int] = {}
-        self._transports: list[Any] = []
         self._fenced: FencedInstanceIdError | None = None
         require_parts(consumer)
         self._client = consumer._client
         self._subscription = consumer._subscription
-        for part in (self._client, self._subscription, AIOKafkaConnection("", 0), TopicPartitionState(None)):
-            require_parts(part)
-        self._patch_client()
+        require_parts(self._subscription)
+        require_parts(TopicPartitionState(None))
+        self.network = ClientNetwork(self._client, self._check_join)
 
     # --- start
 
-    def _patch_client(self) -> None:
-        client = self._client
-        connect, send, lookup = client._get_conn, client.send, client.coordinator_lookup
-        update, updated = client._metadata_update, -METADATA_SPACING_SECONDS
-
-        async def modest_connect(node_id: Any, **how: Any) -> Any:
-            try:
-                connection = await connect(node_id, **how)
-            except Exception as err:  # noqa: BLE001 - SCRAM raises ValueError, a host name UnicodeError
-                # To the client such an error is no failed connection: it would end its background tasks.
-                log.error("cannot connect to node %s: %s: %s", node_id, type(err).__name__, one_line(err))
-                client.force_metadata_update()
-                return None
-            return None if connection is None else _ModestConnection(connection)
-
-        async def spaced_update(cluster: Any, topics: Any) -> Any:
-            nonlocal updated
-            await asyncio.sleep(updated + METADATA_SPACING_SECONDS - time.monotonic())
-            try:
-                return await update(cluster, topics)
-            finally:
-                updated = time.monotonic()
-
-        async def patient_send(node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
-            if isinstance(request, JoinGroupRequest):
-                return await self._send_join(node_id, request, group)
-            return await send(node_id, request, group=group)
-
-        async def retried_lookup(kind: Any, key: str) -> Any:
-            # A connection that breaks under this request is "not retriable" to the client: its heartbeats
-            # would end for good, with nobody told.
-            try:
-                return await lookup(kind, key)
-            except KafkaConnectionError as err:
-                raise NodeNotReadyError(f"connection lost while looking for the coordinator: {err}") from err
-
-        client._get_conn = modest_connect
-        client._metadata_update = spaced_update
-        client.send = patient_send
-        client.coordinator_lookup = retried_lookup
-
-    async def _send_join(self, node_id: Any, request: Any, group: Any) -> Any:
-        client = self._client
+    def _check_join(self) -> None:
         if self._fenced is not None:
             # Joining would take the id back from its new holder, who would take it back from us, for ever.
             self._subscription.abort_waiters(self._fenced)
             raise self._fenced
-        if not await client.ready(node_id, group=group):
-            raise NodeNotReadyError(f"node {node_id} cannot be reached for a JoinGroup")
-        connection = client._conns[(node_id, group)]
-        # `send` reads the time-out while it is called and does not suspend: no other request sees this one.
-        usual, connection._request_timeout = connection._request_timeout, JOIN_TIMEOUT_SECONDS
-        try:
-            answer = connection.send(request)
-        finally:
-            connection._request_timeout = usual
-        try:
-            return await answer
-        except TimeoutError as err:
-            connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
-            raise RequestTimedOutError from err
-
-    def bootstrap_from(self, host: str, port: int) -> None:
-        """Let the consumer's start dial this server only: it is the one that just answered."""
-        self._client._bootstrap_servers = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def attach(self, clock: MembershipClock) -> None:
         """Take hold of the fetcher and the coordinator, which exist since the consumer's start()."""
@@ -163,18 +75,32 @@ class ClientInternals:
         require_parts(self._fetcher)
         require_parts(self._coordinator)
         coordinator = self._coordinator
-        send = coordinator._send_req
+        send, wait = coordinator._send_req, self._subscription.wait_for_assignment
 
         async def watched_send(request: Any) -> Any:
             sent = time.monotonic()
             response = await send(request)
+            code = getattr(response, "error_code", None)
             if isinstance(request, HeartbeatRequest | SyncGroupRequest):
                 clock.heard(sent, response.error_code)
-            if await self._is_fenced(request, getattr(response, "error_code", None), send):
+            if isinstance(request, HeartbeatRequest) and code == _GROUP_LOADING:
+                # The client has no branch for this answer: its heartbeats would end for good. Raised, it is
+                # a request that failed, and is sent again.
+                raise GroupLoadInProgressError(f"group {self._group} is being loaded")
+            if await self._is_fenced(request, code, send):
                 self._fenced = FencedInstanceIdError(coordinator._group_instance_id)
             return response
 
+        def wait_unless_refused() -> Any:
+            # A getmany that records have just woken comes here after the error that it should have heard of,
+            # and would wait for an assignment that never comes. The fetch task must not take that error: it
+            # drops it and asks again, without a pause.
+            if asyncio.current_task() is not self._fetcher._fetch_task:
+                self.check_errors()
+            return wait()
+
         coordinator._send_req = watched_send
+        self._subscription.wait_for_assignment = wait_unless_refused
         # The client's own reading of committed offsets takes "group loading" for "nothing committed".
         # Positions come from the runtime; without this task the client never looks.
         coordinator.start_commit_offsets_refresh_task = lambda _assignment: None
@@ -196,22 +122,11 @@ class ClientInternals:
         self._subscription.subscribe_pattern(pattern=_FullMatch(pattern), listener=listener)
         self._client.set_topics([])
 
-    async def refresh_metadata(self) -> None:
-        """Ask for metadata now and wait for the answer."""
-        await self._client.force_metadata_update()
-
     async def find_coordinator(self) -> None:
         """Wait until the group's coordinator is known and connected. Raises the client's KafkaError."""
         await self._coordinator.ensure_coordinator_known()
 
     # --- requests
-
-    async def ask_any(self, request: Any) -> Any:
-        """Send `request` to a random broker. Raises the client's KafkaError."""
-        node = self._client.get_random_node()
-        if node is None:
-            raise NodeNotReadyError("no broker is known")
-        return await self._client.send(node, request)
 
     async def ask_coordinator(self, request: Any) -> Any:
         """Send `request` to the group's coordinator, looked up first if need be; raises KafkaError.
@@ -238,10 +153,6 @@ class ClientInternals:
         """`node` coordinates the group no longer: have it looked up again, unless that happened already."""
         if node is not None and self._coordinator.coordinator_id == node:
             self._coordinator.coordinator_dead()
-
-    def leader_known(self, partition: tuple[str, int]) -> bool:
-        """Whether metadata names a leader of `partition`."""
-        return self._client.cluster.leader_for_partition(TopicPartition(*partition)) is not None
 
     # --- membership
 
@@ -374,8 +285,7 @@ class ClientInternals:
 
     async def close_client(self) -> None:
         """Close all connections and wait until they are."""
-        self._note_transports()
-        await self._client.close()
+        await self.network.close()
 
     def release_fetch(self) -> None:
         """End a getmany that waits for an assignment which will never come."""
@@ -384,13 +294,6 @@ class ClientInternals:
 
     def abort(self) -> None:
         """What is left now is cut: tasks and sockets. Does not wait and does not raise."""
-        self._note_transports()
         for task in self.background_tasks():
             task.cancel()
-        for transport in self._transports:
-            transport.abort()
-
-    def _note_transports(self) -> None:
-        # A closed connection forgets its transport, which may still wait for a frozen broker.
-        writers = [connection._writer for connection in self._client._conns.values()]
-        self._transports += [writer.transport for writer in writers if writer is not None]
+        self.network.abort()

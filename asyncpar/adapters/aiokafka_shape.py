@@ -1,8 +1,8 @@
-"""The shape of aiokafka that `aiokafka_private` leans on, by name, and a check that it is there.
+"""The shape of aiokafka that we lean on, by name, and a check that it is there.
 
 Lives here: the version that asyncpar was tested with and the names of the parts. Never here: a use of any of
-them. Called by `aiokafka_consumer` (`check_client`) and `aiokafka_private` (`require_parts`). Always: what is
-missing is named in a ConfigurationError before anything connects.
+them. Called by `aiokafka_consumer` (`check_client`), `aiokafka_private` and `aiokafka_network`
+(`require_parts`). Always: what is missing is named in a ConfigurationError before anything connects.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ _CLASSES: tuple[tuple[type, tuple[str, ...]], ...] = (
             "abort_waiters",
             "assigned_partitions",
             "reassignment_in_progress",
+            "wait_for_assignment",
         ),
     ),
     (TopicPartitionState, ("has_valid_position", "position")),

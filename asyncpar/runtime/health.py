@@ -1,13 +1,16 @@
 """What liveness and readiness mean for one group: reasons, one sentence each. Source: DECISIONS.
 
 Live: the loop ticks, tasks live, the poller is called. Never the broker, never the downstream.
-Ready: joined, broker reached, no partition halted or blocked over the limit, no task dead.
+Ready: joined, broker and topics reached, commits possible, no partition halted or blocked over the
+limit, no task dead.
 """
 
 from __future__ import annotations
 
 from asyncpar.core.assignment import State
+from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.runtime import GroupRuntime
+from asyncpar.runtime.session import Session
 
 _LOOP_LAG_LIMIT_SECONDS = 5.0
 
@@ -39,6 +42,8 @@ def not_ready(runtime: GroupRuntime) -> list[str]:
     reasons: list[str] = []
     if state.lease_closed and state.partitions:
         reasons.append(f"group {state.group}: heartbeats are not answered, no handler starts")
+    if session.watchdog.refused_since is not None:
+        reasons.append(f"group {state.group}: commits are refused, this member is not known to its group")
     if session.died.done():
         reasons.append(f"group {state.group}: the client died ({session.died.result()})")
     for partition in state.partitions.values():
@@ -46,8 +51,23 @@ def not_ready(runtime: GroupRuntime) -> list[str]:
             reasons.append(f"{partition.tp} is halted: {partition.halt_reason}")
         elif partition.state is State.OPENING:
             reasons.append(f"{partition.tp} is opening: its committed offset is being read")
+    reasons += _out_of_reach(state, session)
     for tp, offset in session.watchdog.blocked.items():
         reasons.append(f"{tp}: offset {offset} blocks the commit for longer than max_blocking_duration_ms")
     for tp, offset in session.watchdog.idle_blocks.items():
         reasons.append(f"{tp}: offset {offset} could run but nothing runs it")
+    return reasons
+
+
+def _out_of_reach(state: GroupState, session: Session) -> list[str]:
+    """What cannot be fetched, or can be fetched and not be read."""
+    reasons: list[str] = []
+    topics = {tp.topic for tp in state.partitions}
+    for tp, why in session.reach.lost.items():
+        if tp in state.partitions:
+            reasons.append(f"{tp} cannot be fetched: {why}")
+        elif tp.topic not in topics:
+            reasons.append(f"topic {tp.topic} is away: {why}")
+    for tp, why in session.poller.unreadable.lasting().items():
+        reasons.append(f"{tp} stands still at {why}")
     return reasons

@@ -2,7 +2,8 @@
 
 Asks for what backpressure wants, queues what comes, and yields to the loop between calls (a fetch
 with data buffered never suspends). After a fetch that raised, every partition it asked for is
-sought back to its own next offset: the client may have dropped what it had already taken out.
+sought back to its own next offset: the client may have dropped what it had already taken out. An
+error that names its partition concerns that one alone: it waits, the others go on.
 """
 
 from __future__ import annotations
@@ -12,10 +13,17 @@ from collections.abc import Awaitable, Callable
 
 from asyncpar.core.assignment import Partition
 from asyncpar.core.backpressure import Backpressure
-from asyncpar.errors import AuthorizationError, BrokerError, ConfigurationError, OffsetOutOfRangeError
+from asyncpar.errors import (
+    AuthorizationError,
+    BrokerError,
+    ConfigurationError,
+    FetchError,
+    OffsetOutOfRangeError,
+)
 from asyncpar.ports import RecordSource
 from asyncpar.records import Chunk, TopicPartition
 from asyncpar.runtime.group_state import GroupState
+from asyncpar.runtime.unreadable import UnreadablePartitions
 
 _FETCH_TIMEOUT_MS = 200
 _FETCH_TIMEOUT_BUSY_MS = 50
@@ -48,6 +56,7 @@ class Poller:
         self._failures = 0
         self._next_markers = float("-inf")
         self.backpressure = Backpressure(state.config.limits)
+        self.unreadable = UnreadablePartitions(state)
         self.called_at = state.clock.monotonic()
         """When fetch was last called or returned: the watchdog's sign of life."""
         self.in_fetch = False
@@ -68,6 +77,8 @@ class Poller:
                 wanted, room = list[Partition](), 0
             else:
                 wanted, room = self.backpressure.wanted(list(self._state.partitions.values()))
+                if self.unreadable:
+                    wanted = self.unreadable.without_waiting(wanted, clock())
             if not wanted and clock() - kept_alive < _KEEP_ALIVE_SECONDS:
                 await asyncio.sleep(self._pause_while_held())
                 self.called_at = clock()
@@ -106,8 +117,7 @@ class Poller:
             self._fatal(error)
             return
         except BrokerError as error:
-            self._restore(asked, except_for=set())
-            await self._back_off(error)
+            await self._recover(asked, error)
             return
         finally:
             self.in_fetch = False
@@ -119,6 +129,8 @@ class Poller:
             delivered.add(tp)
             self._take(tp, chunk, generations.get(tp))
         self.empty_handed = frozenset(asked) - delivered
+        if self.unreadable:
+            self.unreadable.delivered(delivered)
         self._pass_markers(generations)
 
     def _take(self, tp: TopicPartition, chunk: Chunk, asked_in: int | None) -> None:
@@ -157,6 +169,17 @@ class Poller:
                 continue
             if partition.tracker is not None:
                 self._source.seek(tp, partition.tracker.position)
+
+    async def _recover(self, asked: list[TopicPartition], error: BrokerError) -> None:
+        """Seek back, and wait: the one partition that is concerned, or all of us."""
+        if isinstance(error, FetchError) and error.partition is not None:
+            self._restore([error.partition], except_for=set())
+            partition = self._state.partitions.get(error.partition)
+            if partition is not None and partition.is_open:
+                self.unreadable.failed(partition, error, self._state.clock.monotonic())
+            return
+        self._restore(asked, except_for=set())
+        await self._back_off(error)
 
     async def _back_off(self, error: BrokerError) -> None:
         self._failures += 1

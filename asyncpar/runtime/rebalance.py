@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncpar.core.assignment import Event, Partition, State
 from asyncpar.core.offsets import Run
-from asyncpar.errors import AuthorizationError, BrokerError, HandlerError
+from asyncpar.errors import AuthorizationError, BrokerError, ConfigurationError, HandlerError
 from asyncpar.ports import Consumer
 from asyncpar.records import Committed, GroupToken, TopicPartition
 from asyncpar.runtime.committer import Committer
@@ -78,7 +78,7 @@ class Rebalancer:
             try:
                 await self._open_once(waiting)
                 return
-            except AuthorizationError as error:
+            except (AuthorizationError, ConfigurationError) as error:
                 self._fatal(error)
                 return
             except BrokerError as error:
@@ -149,6 +149,9 @@ class Rebalancer:
         try:
             begin = await self._consumer.beginning(offsets)
             end = await self._consumer.end(offsets)
+        except (AuthorizationError, ConfigurationError) as error:
+            self._fatal(error)
+            return
         except BrokerError as error:
             state.log.warning("group %s: log bounds cannot be read (%s); trying again", state.group, error)
             await asyncio.sleep(_RETRY_SECONDS)

@@ -281,7 +281,7 @@ class GroupRuntime:
                 assert session is not None
                 try:
                     ends.update(await session.consumer.end(unknown))
-                except AuthorizationError as error:
+                except (AuthorizationError, ConfigurationError) as error:
                     self._fail(error)
                     return
                 except BrokerError as error:

@@ -16,6 +16,7 @@ from asyncpar.records import TopicPartition
 from asyncpar.runtime.committer import Committer
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.poller import Poller
+from asyncpar.runtime.reach import Reach
 from asyncpar.runtime.rebalance import Rebalancer
 from asyncpar.runtime.watchdog import Watchdog
 
@@ -37,7 +38,9 @@ class Session:
         self.committer = Committer(state, consumer, fatal)
         self.rebalancer = Rebalancer(state, consumer, self.committer, self._spawn, fatal)
         self.watchdog = Watchdog(state, consumer, self.poller, self._dead)
+        self.reach = Reach(state, consumer, self.poller, self._dead, fatal)
         self._polling: asyncio.Task[None] | None = None
+        self._reaching: asyncio.Task[None] | None = None
 
     async def start(self, subscription: Subscription) -> None:
         """Connect, subscribe and begin; raises what the consumer's start raises."""
@@ -49,6 +52,7 @@ class Session:
         self._polling = self._spawn(self.poller.run(), "poller")
         self._spawn(self.committer.run(), "committer")
         self._spawn(self.watchdog.run(), "watchdog")
+        self._reaching = self._spawn(self.reach.run(subscription.topics), "reach")
 
     async def _reset_positions(self, offsets: dict[TopicPartition, int]) -> None:
         await self.rebalancer.reset_positions(offsets)
@@ -107,6 +111,8 @@ class Session:
         """End the tasks and the consumer, within a bound, whatever the broker does."""
         self.poller.close()
         self.committer.close()
+        if self._reaching is not None:
+            self._reaching.cancel()  # before the consumer stops: it may be in the middle of a question
         try:
             await self.consumer.stop(CONSUMER_STOP_SECONDS)
         finally:

@@ -1,7 +1,6 @@
-"""Notices what stands still: the loop, the client, a blocking offset. Reports once per transition.
+"""Notices what stands still: the loop, the client, commits, a blocking offset. Reports once per transition.
 
-Ticks twenty times a second at most, does work only once a second, and never asks the broker more
-than once in ten seconds (and only while something is suspiciously quiet).
+Ticks ten times a second at most, does work only once a second, and never asks the broker.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from asyncpar.core.assignment import Partition
 from asyncpar.core.virtual_partitions import VirtualPartition
-from asyncpar.errors import BrokerError, EngineError
+from asyncpar.errors import EngineError
 from asyncpar.ports import Consumer
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.group_state import GroupState
@@ -19,8 +18,6 @@ from asyncpar.runtime.poller import Poller
 
 _TICK_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
-_QUIET_CHECK_SECONDS = 10.0
-_QUIET_CHECKS = 3
 _STALL_SECONDS = 60.0
 
 
@@ -40,13 +37,14 @@ class Watchdog:
         """Partitions blocked for longer than `max_blocking_duration_ms`, and their offset."""
         self.idle_blocks: dict[TopicPartition, int] = {}
         """Partitions whose blocking offset neither runs nor waits while it could: a defect."""
-        self._positions: dict[TopicPartition, tuple[int, int]] = {}
+        self.refused_since: float | None = None
+        """Since when commits are impossible although we count as joined; None while they are possible."""
         self._suspected: dict[TopicPartition, int] = {}
 
     async def run(self) -> None:
         """Watch until cancelled."""
         clock = self._state.clock.monotonic
-        next_look = next_quiet_check = clock()
+        next_look = clock()
         while True:
             asked_at = clock()
             await asyncio.sleep(_TICK_SECONDS)
@@ -58,9 +56,6 @@ class Watchdog:
                 continue
             next_look = now + _LOOK_SECONDS
             self._look(now)
-            if now >= next_quiet_check:
-                next_quiet_check = now + _QUIET_CHECK_SECONDS
-                await self._check_quiet_partitions()
 
     def _look(self, now: float) -> None:
         failure = self._consumer.failure()
@@ -70,6 +65,7 @@ class Watchdog:
         if now - self._poller.called_at > self.stall_seconds:
             self._dead(EngineError(f"a fetch has not returned for {self.stall_seconds:.0f} s"))
             return
+        self._judge_commits(now)
         for partition in list(self._state.partitions.values()):
             self._judge_blocking(partition, now)
         self._forget_gone()
@@ -78,6 +74,23 @@ class Watchdog:
     def stall_seconds(self) -> float:
         """A fetch may take this long: it waits out rebalances, which the grace bounds."""
         return max(_STALL_SECONDS, 2 * (self._state.config.max_revoke_grace_ms / 1000 + 10))
+
+    def _judge_commits(self, now: float) -> None:
+        """The group refused a commit as of no member: heartbeats must say so too, or nothing ever will."""
+        state = self._state
+        if state.token is not None or state.phase != "joined" or not state.partitions or state.lease_closed:
+            self.refused_since = None
+            return
+        if self.refused_since is None:
+            self.refused_since = now
+        waited = now - self.refused_since
+        if waited * 1000 > state.config.session_timeout_ms:
+            self._dead(
+                EngineError(
+                    f"commits have been impossible for {waited:.0f} s: the group refused one as of a member "
+                    "that it does not know, and answers its heartbeats all the same"
+                )
+            )
 
     def _judge_blocking(self, partition: Partition, now: float) -> None:
         tracker, limit_ms = partition.tracker, self._state.config.max_blocking_duration_ms
@@ -136,34 +149,3 @@ class Watchdog:
         for watched in (self.blocked, self.idle_blocks, self._suspected):
             for tp in [tp for tp in watched if tp not in self._state.partitions]:
                 del watched[tp]
-
-    async def _check_quiet_partitions(self) -> None:
-        """A fetcher that died in silence delivers nothing while the log grows."""
-        quiet = [
-            partition.tp
-            for partition in self._state.partitions.values()
-            if partition.is_open and not partition.in_flight and partition.tp in self._poller.empty_handed
-        ]
-        if not quiet:
-            self._positions.clear()
-            return
-        try:
-            ends = await self._consumer.end(quiet)
-        except BrokerError:
-            return  # the broker is away: that is no sign of a dead fetcher
-        seen: dict[TopicPartition, tuple[int, int]] = {}
-        for tp in quiet:
-            position = self._consumer.position(tp)
-            if position is None or position >= ends.get(tp, 0):
-                continue
-            before = self._positions.get(tp)
-            checks = before[1] + 1 if before is not None and before[0] == position else 1
-            seen[tp] = (position, checks)
-            if checks > _QUIET_CHECKS:
-                self._dead(
-                    EngineError(
-                        f"{tp}: nothing was delivered from offset {position}, "
-                        f"although the log ends at {ends[tp]}"
-                    )
-                )
-        self._positions = seen

@@ -18,7 +18,13 @@ import pytest
 from asyncpar.adapters.aiokafka_bootstrap import TopicLookup, reach_a_server
 from asyncpar.adapters.aiokafka_config import ClientConfig
 from asyncpar.adapters.aiokafka_security import security_options
-from asyncpar.errors import AuthenticationError, AuthorizationError, BrokerError, BrokerUnreachableError
+from asyncpar.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    BrokerUnreachableError,
+    UnknownTopicError,
+)
 from asyncpar.ports import Subscription
 from tests.adapters.aiokafka_member import Member
 from tests.kafka_broker import free_port
@@ -132,6 +138,28 @@ async def test_tls_at_a_plain_port() -> None:
         server.close()
 
 
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
+async def test_tls_at_a_port_that_hangs_up(protocol: str) -> None:
+    """A broker's plain port resets the connection: the error names the handshake and the setting to check."""
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    credentials: dict[str, Any] = {}
+    if protocol == "SASL_SSL":
+        credentials = {"sasl_mechanism": "PLAIN", "sasl_username": "u", "sasl_password": "p"}
+    server = await asyncio.start_server(reset, "127.0.0.1", 0)
+    try:
+        at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(BrokerUnreachableError) as caught:
+            await dial(at, 0.5, security_protocol=protocol, **credentials)
+    finally:
+        server.close()
+    assert "hung up on the TLS handshake" in str(caught.value)
+    assert f"does not speak TLS also does: check security_protocol={protocol}" in str(caught.value)
+
+
 class Cluster:
     """Answers metadata requests: all of `topics` with their codes, unknown names with 3."""
 
@@ -166,3 +194,20 @@ async def test_an_answer_that_nobody_expected() -> None:
     """An unknown code is reported with its number."""
     with pytest.raises(BrokerError, match="-1"):
         await lookup(Cluster(a=-1)).require({"a"})
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ({"images"}, "topic 'images' does not exist at"),
+        ({"images", "orders"}, "topics 'images', 'orders' do not exist at"),
+        ({"image"}, "did you mean 'images1'?"),
+    ],
+)
+async def test_topics_that_do_not_exist_are_counted(names: set[str], text: str) -> None:
+    """One topic does not exist, two do not; what is near is offered, else what to do with it or them."""
+    cluster = Cluster(**({"images1": 0} if names == {"image"} else {}))
+    with pytest.raises(UnknownTopicError) as caught:
+        await lookup(cluster).require(names)
+    assert text in str(caught.value)
+    assert ("them" in str(caught.value)) is (len(names) > 1)

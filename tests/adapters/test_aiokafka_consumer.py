@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 
-from asyncpar.adapters.aiokafka_private import METADATA_SPACING_SECONDS
+from asyncpar.adapters.aiokafka_network import METADATA_SPACING_SECONDS
 from asyncpar.errors import OffsetOutOfRangeError, UnknownTopicError
 from asyncpar.ports import Consumer
 from asyncpar.records import CommitAnswer, Committed, GroupToken, TopicPartition
@@ -252,7 +252,7 @@ async def test_a_deleted_topic_is_not_created_again(
         await kafka_tools.delete_topics(broker.bootstrap, [gone])
         await m.joined(1)
         for _ in range(3):
-            await m.consumer._inside.refresh_metadata()
+            await m.consumer._inside.network.refresh_metadata()
         assert gone not in await kafka_tools.list_topics(broker.bootstrap)
 
 

@@ -13,6 +13,7 @@ from asyncpar.adapters.aiokafka_errors import (
     commit_answer,
     fetch_error,
     final_error,
+    is_unreadable,
     one_line,
     refused_credentials,
     request_error,
@@ -65,19 +66,50 @@ def test_out_of_range_keeps_partition_and_offset() -> None:
 
 def test_corrupt_records_name_the_place() -> None:
     """A fetch that fails says topic, partition and offset."""
-    error = fetch_error(kafka.CorruptRecordException("Invalid CRC"), "g", TopicPartition("t", 1), 7)
+    tp = TopicPartition("t", 1)
+    error = fetch_error(kafka.CorruptRecordException("Invalid CRC"), "g", tp, 7)
     assert isinstance(error, FetchError)
     assert "t[1] at offset 7" in str(error)
+    assert (error.partition, error.offset, error.unreadable) == (tp, 7, True)
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_about_bytes"),
+    [
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), True),
+        (EOFError("Compressed file ended"), True),
+        (kafka.UnsupportedCodecError("Unknown compression codec 0x05"), True),
+        (kafka.UnsupportedCodecError("Libraries for zstd compression codec not found"), False),
+        (kafka.KafkaStorageError(), False),
+        (kafka.KafkaConnectionError("gone"), False),
+    ],
+)
+def test_what_is_wrong_with_the_bytes_is_told_from_what_may_pass(
+    raised: Exception, is_about_bytes: bool
+) -> None:
+    """Only the former may halt a partition: whatever a broker or a connection says is tried again."""
+    assert is_unreadable(raised) is is_about_bytes
+    error = fetch_error(raised, "g", TopicPartition("t", 1), 7)
+    assert getattr(error, "unreadable", False) is is_about_bytes
 
 
 @pytest.mark.parametrize(
     ("raised", "kind", "text"),
     [
         (kafka.TopicAuthorizationFailedError("orders"), AuthorizationError, "no right on topic 'orders'"),
+        (
+            kafka.TopicAuthorizationFailedError(ClientPartition("orders", 3)),
+            AuthorizationError,
+            "no right on topic orders[3]",
+        ),
         (kafka.GroupAuthorizationFailedError("g"), AuthorizationError, "no right on group 'g'"),
         (kafka.InconsistentGroupProtocolError(), ConfigurationError, "partition_assignment_strategy"),
         (kafka.InvalidSessionTimeoutError(), ConfigurationError, "session_timeout_ms"),
-        (kafka.UnsupportedCodecError("zstd"), ConfigurationError, "cramjam"),
+        (
+            kafka.UnsupportedCodecError("Libraries for zstd compression codec not found"),
+            ConfigurationError,
+            "cramjam",
+        ),
     ],
 )
 def test_errors_that_no_retry_mends(raised: Exception, kind: type[Exception], text: str) -> None:
@@ -114,7 +146,11 @@ def _failed_verification() -> ssl.SSLCertVerificationError:
     ("raised", "text"),
     [
         (kafka.SaslAuthenticationFailed("Authentication failed"), "refused the credentials (SASL PLAIN)"),
-        (kafka.UnsupportedSaslMechanismError("no PLAIN here"), "no PLAIN here"),
+        (
+            kafka.UnsupportedSaslMechanismError("no PLAIN here"),
+            "h:1 does not offer SASL PLAIN: check sasl_mechanism",
+        ),
+        (kafka.IllegalSaslStateError("<connection>"), "h:1 takes no SASL at this port: use the port of"),
         (ValueError("Server sent wrong signature!"), "wrong signature"),
         (_failed_verification(), "does not verify: self-signed certificate"),
         (

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition as ClientPartition
-from aiokafka.errors import CorruptRecordException, GroupAuthorizationFailedError
+from aiokafka.errors import CorruptRecordException, GroupAuthorizationFailedError, KafkaError
 from aiokafka.errors import OffsetOutOfRangeError as ClientOutOfRange
 
 from asyncpar.adapters.aiokafka_fetch import BUSY_WAIT_MS, NOBODY, FairFetch
@@ -154,8 +154,9 @@ async def test_a_raise_loses_nothing() -> None:
     client = Client(a=[0, 1], b=[0, 1, corrupt])
     fetch = fair(client)
     assert offsets(await fetch.fetch([A, B], 10, 10)) == {0: [0, 1]}
-    with pytest.raises(FetchError, match=r"t\[1\] at offset 0"):
+    with pytest.raises(FetchError, match=r"t\[1\] at offset 0") as caught:
         await fetch.fetch([A, B], 10, 10)
+    assert (caught.value.partition, caught.value.offset, caught.value.unreadable) == (B, 0, True)
     assert client.positions[B] == 0
 
 
@@ -166,8 +167,9 @@ async def test_an_unreadable_record_that_comes_while_waiting_is_named() -> None:
     del client.buffers[A]
     buffered = client.buffered
     client.buffered = lambda wanted: buffered(wanted) if client.asked else []  # type: ignore[method-assign]
-    with pytest.raises(FetchError, match=r"t\[1\] at offset 1 failed: UnicodeDecodeError"):
+    with pytest.raises(FetchError, match=r"t\[1\] at offset 1 failed: UnicodeDecodeError") as caught:
         await fair(client).fetch([A, B], 10, 10)
+    assert (caught.value.partition, caught.value.offset, caught.value.unreadable) == (B, 1, True)
     assert client.sought == [(B, 1)]
 
 
@@ -206,6 +208,14 @@ async def test_raising_calls_are_counted_down() -> None:
             await fetch.fetch([A], 10, 10)
         assert caught.value.offsets == {A: 9}
     assert client.running == 0
+
+
+async def test_what_the_group_has_to_say_is_no_fault_of_the_partition_it_comes_out_of() -> None:
+    """An error that the coordinator raised while a partition was drained concerns all of them."""
+    client = Client(a=[KafkaError("the coordination task was cancelled")])
+    with pytest.raises(FetchError, match="coordination task") as caught:
+        await fair(client).fetch([A], 10, 10)
+    assert (caught.value.partition, caught.value.unreadable) == (None, False)
 
 
 async def test_rights_on_the_group_are_final() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import (
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
     NodeNotReadyError,
     NoOffsetForPartitionError,
@@ -22,7 +23,7 @@ from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, SyncGrou
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import BrokerMetadata
 
-from asyncpar.adapters import aiokafka_private
+from asyncpar.adapters import aiokafka_network
 from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError
 from asyncpar.adapters.aiokafka_lease import MembershipClock
 from asyncpar.adapters.aiokafka_private import ClientInternals
@@ -125,7 +126,7 @@ async def test_a_join_may_take_minutes() -> None:
     offline.client._conns[(1, 1)] = connection
     request = JoinGroupRequest("g", 1, 1, "m", None, "consumer", [])
     assert await offline.client.send(1, request, group=1) == "joined"
-    assert connection.sent == [(request, aiokafka_private.JOIN_TIMEOUT_SECONDS)]
+    assert connection.sent == [(request, aiokafka_network.JOIN_TIMEOUT_SECONDS)]
     assert connection._request_timeout == 15.0
     connection.answer = TimeoutError()
     with pytest.raises(RequestTimedOutError):
@@ -159,7 +160,7 @@ async def test_metadata_is_asked_for_with_a_pause_in_between() -> None:
     for _ in range(3):
         await consumer._client._metadata_update(consumer._client.cluster, {"t"})
     assert len(connection.sent) == 3
-    assert time.monotonic() - begin >= 1.9 * aiokafka_private.METADATA_SPACING_SECONDS
+    assert time.monotonic() - begin >= 1.9 * aiokafka_network.METADATA_SPACING_SECONDS
     await consumer.stop()
 
 
@@ -213,7 +214,33 @@ async def test_a_heartbeat_refused_for_a_rival_is_told_from_a_late_one(
     with pytest.raises(FencedInstanceIdError):
         offline.inside.check_errors()
     with pytest.raises(FencedInstanceIdError):
-        await offline.inside._send_join(1, JoinGroupRequest("g", 1, 1, "", "a", "consumer", []), 1)
+        await offline.client.send(1, JoinGroupRequest("g", 1, 1, "", "a", "consumer", []), group=1)
+
+
+async def test_a_coordinator_that_loads_its_group_does_not_end_the_heartbeats(offline: Offline) -> None:
+    """The client has no branch for error 14, and its heartbeats would die of it: they are sent again."""
+    coordinator = offline.coordinator
+    coordinator.generation, coordinator.member_id = 3, "m"
+    codes = [14, 0]
+    offline.answer = lambda request: SimpleNamespace(error_code=codes.pop(0))
+    assert await coordinator._do_heartbeat() is False
+    assert offline.inside.coordinator_node == 1
+    assert await coordinator._do_heartbeat() is True
+    assert (coordinator.generation, coordinator.member_id) == (3, "m")
+
+
+async def test_an_error_of_the_group_is_for_the_one_who_fetches(offline: Offline) -> None:
+    """Who waits for an assignment is told first; the client's own fetch task leaves the error to others."""
+    coordinator = offline.coordinator
+    pushed = asyncio.ensure_future(coordinator._push_error_to_user(GroupAuthorizationFailedError("g")))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not pushed.done()
+    with pytest.raises(GroupAuthorizationFailedError):
+        offline.consumer._subscription.wait_for_assignment()
+    await asyncio.wait_for(pushed, 1)
+    waiting = offline.consumer._subscription.wait_for_assignment()
+    assert not waiting.done()
 
 
 async def test_a_topic_that_became_invisible_is_told(offline: Offline) -> None:

@@ -225,7 +225,15 @@ async def test_a_plain_client_at_a_tls_port(tls_broker: TlsBroker) -> None:
 
 
 async def test_a_tls_client_at_a_plain_port(tls_broker: TlsBroker, pem: Path) -> None:
-    """A client with TLS at a plain port ends with an error that names the server."""
+    """A client with TLS at a plain port ends with an error that names the server and what is likely wrong."""
     m = Member(tls_broker.bootstrap, "g", startup_timeout_ms=700, **mutual(pem))
-    with pytest.raises(BrokerUnreachableError, match=tls_broker.bootstrap):
+    with pytest.raises(BrokerUnreachableError, match="a port that does not speak TLS also does") as caught:
         await m.start("t")
+    assert tls_broker.bootstrap in str(caught.value)
+
+
+async def test_sasl_at_a_port_without_it(tls_broker: TlsBroker) -> None:
+    """The credentials were never looked at: the error names the listener, not the password."""
+    login = {"sasl_mechanism": "PLAIN", "sasl_username": "u", "sasl_password": "p"}
+    said = await refusal(tls_broker.bootstrap, {"security_protocol": "SASL_PLAINTEXT", **login})
+    assert "takes no SASL at this port" in said

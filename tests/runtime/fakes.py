@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from asyncpar.core.backpressure import Limits
 from asyncpar.core.failures import FailureRules
+from asyncpar.errors import BrokerError
 from asyncpar.ports import AssignmentListener, Subscription
 from asyncpar.records import Chunk, CommitAnswer, Committed, GroupToken, RawRecord, TopicPartition
 from asyncpar.runtime.config import RuntimeConfig
@@ -47,6 +48,7 @@ class FakeConsumer:
     committed_errors: list[BaseException] = field(default_factory=list)
     begins: dict[TopicPartition, int] = field(default_factory=dict)
     ends: dict[TopicPartition, int] = field(default_factory=dict)
+    end_reasons: dict[TopicPartition, str] = field(default_factory=dict)
     start_error: BaseException | None = None
     dead: BaseException | None = None
     lease_stops_at: float | None = None
@@ -147,12 +149,16 @@ class FakeConsumer:
         return {tp: self.begins.get(tp, 0) for tp in partitions}
 
     async def end(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """See the port."""
+        """See the port; `end_reasons` says for which partitions it fails."""
+        failed = {tp: self.end_reasons[tp] for tp in partitions if tp in self.end_reasons}
+        if failed:
+            raise BrokerError("; ".join(failed.values()), failed)
         return {tp: self.end_of(tp) for tp in partitions}
 
     def end_of(self, tp: TopicPartition) -> int:
         """One past the last record, or further where the test says that markers follow."""
-        last = self.logs[tp][-1].offset + 1 if self.logs[tp] else 0
+        records = self.logs.get(tp, [])
+        last = records[-1].offset + 1 if records else 0
         return max(last, self.ends.get(tp, 0))
 
     def end_seen(self, partition: TopicPartition) -> tuple[int | None, int | None]:

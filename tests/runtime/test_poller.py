@@ -8,7 +8,8 @@ import pytest
 
 from asyncpar.errors import AuthorizationError, FetchError
 from asyncpar.records import Committed, RawRecord, TopicPartition
-from tests.runtime.fakes import FakeConsumer, Running, handler, limits, log, until
+from asyncpar.runtime import health, unreadable
+from tests.runtime.fakes import FakeConsumer, FakeRecord, Running, handler, limits, log, until
 
 T0 = TopicPartition("t", 0)
 T1 = TopicPartition("t", 1)
@@ -163,4 +164,113 @@ async def test_intake_that_is_held_back_is_looked_at_less_often_while_nothing_en
         assert pauses[-1] == 0.04
         release.set()
         await until(lambda: consumer.stored.get(T0) == Committed(10, ""))
+        await run.stop()
+
+
+def stumbles(consumer: FakeConsumer, tp: TopicPartition, offset: int, *, is_unreadable: bool = True) -> None:
+    """From now on a fetch that reaches `offset` of `tp` raises, and what stands before it comes out."""
+    original = consumer.fetch
+
+    async def fetch(wanted: list[TopicPartition], max_records: int, timeout_ms: int) -> object:
+        if tp in wanted and consumer.positions.get(tp) == offset:
+            consumer.asked.append(frozenset(wanted))
+            error = FetchError("fetch failed", partition=tp, offset=offset, unreadable=is_unreadable)
+            raise error from UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+        kept = consumer.logs[tp]
+        consumer.logs[tp] = [record for record in kept if record.offset < offset]
+        try:
+            return await original(wanted, max_records, timeout_ms)
+        finally:
+            consumer.logs[tp] = kept
+
+    consumer.fetch = fetch  # type: ignore[method-assign, assignment]
+
+
+async def test_a_record_that_cannot_be_read_halts_its_partition_and_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five tries, each later than the one before, while the neighbour is asked for all the time."""
+    monkeypatch.setattr(unreadable, "_FIRST_PAUSE_SECONDS", 0.02)
+    consumer = FakeConsumer({**log("t", "a", "b", "c"), **log("t", partition=1)})
+    stumbles(consumer, T0, 2)
+    async with Running(consumer, handler(nothing)) as run:
+        partitions = run.runtime.state.partitions
+        await until(lambda: T0 in partitions and partitions[T0].halt_reason is not None)
+        reason = partitions[T0].halt_reason
+        assert reason is not None
+        assert reason.startswith(
+            "offset 2: it cannot be read (UnicodeDecodeError: 'utf-8' codec can't decode"
+        )
+        assert health.not_ready(run.runtime) == [f"t[0] is halted: {reason}"]
+        failed = [at for at, asked in enumerate(consumer.asked) if T0 in asked]
+        between = consumer.asked[failed[-5] : failed[-1]]
+        assert len([asked for asked in between if asked == {T1}]) > 5
+        assert consumer.stored[T0] == Committed(2, "")
+        consumer.logs[T1] += [FakeRecord(at) for at in range(20)]
+        await until(lambda: consumer.stored.get(T1) == Committed(20, ""))
+        await run.stop()
+    assert len([r for r in caplog.records if "trying again" in r.getMessage()]) == 1
+
+
+async def test_a_halt_for_an_unreadable_record_can_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After retry_halted() the offset has its tries again, and is read when it can be."""
+    monkeypatch.setattr(unreadable, "_FIRST_PAUSE_SECONDS", 0.001)
+    consumer = FakeConsumer(log("t", "a", "b", "c"))
+    plain = consumer.fetch
+    stumbles(consumer, T0, 1)
+    async with Running(consumer, handler(nothing)) as run:
+        partitions = run.runtime.state.partitions
+        for _ in range(2):
+            await until(lambda: T0 in partitions and partitions[T0].halt_reason is not None)
+            tries = len(consumer.asked)
+            run.runtime.retry_halted(T0)
+        await until(lambda: partitions[T0].halt_reason is not None)
+        assert len(consumer.asked) >= tries + 5
+        consumer.fetch = plain  # type: ignore[method-assign]
+        run.runtime.retry_halted(T0)
+        await until(lambda: consumer.stored.get(T0) == Committed(3, ""))
+        assert health.not_ready(run.runtime) == []
+        await run.stop()
+
+
+async def test_what_stands_before_an_unreadable_record_is_handled_before_the_halt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A record that runs longer than the tries take is not left undone: readiness tells meanwhile."""
+    monkeypatch.setattr(unreadable, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(unreadable, "_MAX_PAUSE_SECONDS", 0.01)
+    consumer = FakeConsumer(log("t", "slow", "b"))
+    stumbles(consumer, T0, 1)
+    release = asyncio.Event()
+
+    async def handle(record: RawRecord) -> None:
+        await release.wait()
+
+    async with Running(consumer, handler(handle)) as run:
+        await until(lambda: run.runtime.session is not None and bool(health.not_ready(run.runtime)))
+        await until(
+            lambda: any("t[0] stands still at offset 1" in why for why in health.not_ready(run.runtime))
+        )
+        partition = run.runtime.state.partitions[T0]
+        assert partition.is_open
+        release.set()
+        await until(lambda: partition.halt_reason is not None)
+        await until(lambda: consumer.stored.get(T0) == Committed(1, ""))
+        await run.stop()
+
+
+async def test_a_fault_that_is_not_about_the_bytes_never_halts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a broker answers may pass: it is tried on, and readiness names it."""
+    monkeypatch.setattr(unreadable, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(unreadable, "_MAX_PAUSE_SECONDS", 0.002)
+    consumer = FakeConsumer(log("t", "a", "b"))
+    plain = consumer.fetch
+    stumbles(consumer, T0, 1, is_unreadable=False)
+    async with Running(consumer, handler(nothing)) as run:
+        await until(lambda: len(consumer.asked) > 30)
+        assert run.runtime.state.partitions[T0].is_open
+        assert any("t[0] stands still" in why for why in health.not_ready(run.runtime))
+        consumer.fetch = plain  # type: ignore[method-assign]
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        assert health.not_ready(run.runtime) == []
         await run.stop()

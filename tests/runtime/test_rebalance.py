@@ -7,7 +7,13 @@ import asyncio
 import pytest
 
 from asyncpar.core.assignment import State
-from asyncpar.errors import BrokerError, OffsetOutOfRangeError
+from asyncpar.errors import (
+    AsyncparError,
+    AuthorizationError,
+    BrokerError,
+    ConfigurationError,
+    OffsetOutOfRangeError,
+)
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from tests.runtime.fakes import FakeConsumer, Running, config, handler, log, until
 
@@ -338,3 +344,28 @@ async def test_a_stop_and_a_revoke_wait_for_a_straggler_that_may_be_adopted(endi
         await goes
         assert consumer.stored[T0] == Committed(2, "")
     assert runs == [0, 1]
+
+
+async def test_a_missing_right_on_the_bounds_of_the_log_ends_the_run() -> None:
+    """A position outside of the log, and no right to ask where it begins: the error is the missing right."""
+    consumer = FakeConsumer(log("t", *"ab"), fetch_errors=[OffsetOutOfRangeError({T0: 0})])
+
+    async def forbidden(partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        raise AuthorizationError("no right on topic t[0]")
+
+    async with Running(consumer, handler(nothing)) as run:
+        consumer.stored[T0] = Committed(0, "")
+        consumer.beginning = forbidden  # type: ignore[method-assign, assignment]
+        assert run.task is not None
+        with pytest.raises(AuthorizationError, match=r"topic t\[0\]"):
+            await asyncio.wait_for(run.task, 5)
+
+
+@pytest.mark.parametrize("error", [AuthorizationError("no right on group g"), ConfigurationError("bad name")])
+async def test_what_no_retry_mends_while_offsets_are_read_ends_the_run(error: AsyncparError) -> None:
+    """It comes out as it is, so that the exit code says what it was."""
+    consumer = FakeConsumer(log("t", *"ab"), committed_errors=[error])
+    async with Running(consumer, handler(nothing)) as run:
+        assert run.task is not None
+        with pytest.raises(type(error), match=str(error)):
+            await asyncio.wait_for(run.task, 5)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from asyncpar.core.failures import FailureRules
-from asyncpar.records import Committed, RawRecord, TopicPartition
+from asyncpar.records import CommitAnswer, Committed, RawRecord, TopicPartition
 from asyncpar.runtime import health, watchdog
 from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
 
@@ -79,22 +79,43 @@ async def test_a_blocked_offset_is_warned_of_once_and_turns_readiness_red(
         assert len(lines) == (1 if limit_ms else 0), looks
 
 
-async def test_a_fetcher_that_died_in_silence_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is delivered although the log grows: after some looks the consumer counts as dead."""
+async def test_commits_that_stay_impossible_replace_the_consumer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A commit refused as of no member while heartbeats are good: readiness says so, then a new member."""
     monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
-    monkeypatch.setattr(watchdog, "_QUIET_CHECK_SECONDS", 0.01)
-    first = FakeConsumer(log("t", "a", "b"))
+    first = FakeConsumer(log("t", "a", "b"), answers=[CommitAnswer.STALE])
     second = FakeConsumer(first.logs, stored=first.stored)
-
-    async def silent(wanted: object, max_records: int, timeout_ms: int) -> list[object]:
-        await asyncio.sleep(0.001)
-        return []
-
-    first.fetch = silent  # type: ignore[method-assign, assignment]
-    async with Running(first, handler(nothing), more=[second]) as run:
+    async with Running(first, handler(nothing), more=[second], session_timeout_ms=1_000) as run:
+        reason = "group g: commits are refused, this member is not known to its group"
+        await until(lambda: reason in health.not_ready(run.runtime))
+        assert not first.stopped
         await until(lambda: second.stored.get(T0) == Committed(2, ""))
-        assert run.runtime.state.counters.consumer_replacements == 1
+        assert health.not_ready(run.runtime) == []
+        await run.stop()
+    assert first.stopped
+    assert len([r for r in caplog.records if "commits have been impossible" in r.getMessage()]) == 1
+
+
+async def test_a_refused_commit_that_a_rebalance_follows_costs_no_consumer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The usual case: heartbeats are refused as well, and the next assignment makes commits possible."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "a", "b"), answers=[CommitAnswer.STALE])
+    async with Running(consumer, handler(nothing), session_timeout_ms=60_000) as run:
+        await until(lambda: run.runtime.session is not None)
+        assert run.runtime.session is not None
+        watch = run.runtime.session.watchdog
+        await until(lambda: watch.refused_since is not None)
+        consumer.lose()
+        await until(lambda: watch.refused_since is None)
+        consumer.assign(consumer.logs)
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        assert health.not_ready(run.runtime) == []
+        assert run.runtime.state.counters.consumer_replacements == 0
         await run.stop()
 
 

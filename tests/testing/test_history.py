@@ -56,6 +56,17 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    """A reader may come between two pages of a write, even between the bytes of a character."""
+    history = HistoryFile(tmp_path / "history")
+    assert read(history.path) == []
+    history.note("heal")
+    line = encode(Event("fault", 1, detail="\u00e9"))
+    with history.path.open("ab") as file:
+        file.write(line[:-2])
+    assert [event.kind for event in read(history.path)] == ["heal"]
+
+
 def test_a_full_disk_is_an_error() -> None:
     """Taking only part of a line is never silent."""
     history = HistoryFile("/dev/full")

@@ -56,7 +56,9 @@ def _of_find_coordinator() -> Iterator[Case]:
             request, Code.INVALID_GROUP_ID, phase, beside=beside, ends=ConfigurationError, says="group name"
         )
     strange = (Code.UNKNOWN_SERVER_ERROR, Code.UNSUPPORTED_VERSION, Code.INVALID_REQUEST)
-    yield from _each(request, Phase.START, strange, ends=BrokerUnreachableError, settings=_SHORT_START)
+    yield from _each(
+        request, Phase.START, strange, ends=BrokerUnreachableError, says="finding the coordinator of group"
+    )
     yield from _each(request, Phase.RUNNING, strange, beside=_heartbeat(Code.NOT_COORDINATOR))
     lasting = Code.COORDINATOR_NOT_AVAILABLE
     yield Case(
@@ -134,10 +136,10 @@ def _of_sync_group() -> Iterator[Case]:
 
 def _of_heartbeat() -> Iterator[Case]:
     request, phase = Request.HEARTBEAT, Phase.RUNNING
-    yield from _each(request, phase, (Code.COORDINATOR_NOT_AVAILABLE, Code.NOT_COORDINATOR, Code.HANGS_UP))
+    yield from _each(request, phase, (*_MOVED, Code.HANGS_UP))
     yield from _each(request, phase, (Code.REBALANCE_IN_PROGRESS,))
-    # The client gives its membership up: the two it knows, and those for which it has no branch.
-    ends_membership = (*_STALE, Code.COORDINATOR_LOAD_IN_PROGRESS, Code.UNKNOWN_SERVER_ERROR)
+    # The client gives its membership up: the two it knows, and one for which it has no branch.
+    ends_membership = (*_STALE, Code.UNKNOWN_SERVER_ERROR)
     yield from _each(request, phase, ends_membership, repeats=True)
     yield Case(request, Code.NOT_COORDINATOR, phase, ALWAYS, heal_seconds=_HEAL_SECONDS, repeats=True)
     yield Case(request, Code.GROUP_AUTHORIZATION_FAILED, phase, ends=AuthorizationError, says="READ on it")
@@ -214,6 +216,8 @@ def _of_offset_commit() -> Iterator[Case]:
         yield from _each(request, phase, passing)
         yield from _each(request, phase, forbidden, ends=AuthorizationError, says="no right to commit")
     yield Case(request, Code.UNKNOWN_TOPIC_OR_PARTITION, Phase.RUNNING)
+    # One that its heartbeats know all the same: the member is replaced after a session.
+    yield Case(request, Code.GROUP_ID_NOT_FOUND, Phase.RUNNING, repeats=True)
     # A broker that does not know a member to a commit does not know it to a heartbeat either.
     for code in _STALE:
         yield Case(request, code, Phase.RUNNING, after=_heartbeat(code), repeats=True)

@@ -68,24 +68,8 @@ async def lives(request: pytest.FixtureRequest) -> AsyncIterator[Lives]:
         await asyncio.gather(*made.tasks.values(), return_exceptions=True)
 
 
-KNOWN = {
-    "list_offsets-29-TOPIC_AUTHORIZATION_FAILED-running": (
-        "Rebalancer.reset_positions lets the AuthorizationError through: the poller dies, exit code 1"
-    ),
-}
-"""Faults of asyncpar that wait to be mended: the test says so when they are."""
-
-
 def _of(cases: list[Case]) -> pytest.MarkDecorator:
-    found = [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=[pytest.mark.xfail(strict=True, reason=KNOWN[case.name])] if case.name in KNOWN else [],
-        )
-        for case in cases
-    ]
-    return pytest.mark.parametrize("case", found)
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases])
 
 
 @_of([case for case in CASES if case.ends is None])

@@ -13,9 +13,6 @@ from tests.wire.lives import PARTITIONS, SETTINGS, TOPIC
 from tests.wire.mock_cluster import MockCluster
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a getmany that records woke waits for an assignment without asking for errors"
-)
 async def test_an_error_of_the_group_ends_a_fetch_that_records_have_just_woken() -> None:
     """Records, a rebalance and a refused group come in one step of the loop: the fetch says so."""
     settings = {name: SETTINGS[name] for name in ("session_timeout_ms", "heartbeat_interval_ms")}
