@@ -63,7 +63,13 @@ class Duplicates(Checker):
         assert ok.end is not None
         since = ok.end.at_ns + self.rules.tolerance_ns + STEP_NS
         acknowledged = [
-            commit for commit in tenure.commits if commit.is_acknowledged and commit.event.at_ns > since
+            commit
+            for commit in tenure.commits
+            if commit.is_acknowledged
+            and (
+                commit.event.at_ns > since
+                or (commit.event.at_ns >= ok.end.at_ns and covers(commit, record.offset))
+            )
         ]
         if not acknowledged:
             return self._why_clean(ok, tenure)

@@ -16,7 +16,7 @@ from asyncio import base_events, events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple
 
 MEMBER: ContextVar[str] = ContextVar("asyncpar_simulated_member", default="")
 """The simulated member that this context belongs to; empty for the world around them."""
@@ -116,8 +116,8 @@ class VirtualLoop(base_events.BaseEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[[Unpack[Ts]], object],
-        *args: Unpack[Ts],
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
         context: Context | None = None,
     ) -> events.TimerHandle:
         """See asyncio. Timers of one moment fire in the order in which they were made."""

@@ -214,3 +214,14 @@ def test_after_a_truncation_all_may_run_again() -> None:
     """The member went back to where the log ends now."""
     tale = opened().ran(A, 0, 1, 2, 3).committed(A, 4).truncated(2).sent(2, 3, key=None)
     assert fine(tale.note("seek", A, 0).polled(A, 0, 4).ran(A, 0, 1, 2, 3))
+
+
+def test_a_commit_in_the_moment_of_the_end_counts_when_it_covers_the_record() -> None:
+    """A clean stop committed it; a later owner had to drop the metadata, so it may run again."""
+    tale = opened().ran(A, 0).ran(A, 2)
+    ended = tale.events[-1]
+    tale.commit_sent(A, 1, (2, 3))
+    tale.events[-1] = tale.events[-1]._replace(at_ns=ended.at_ns + 3_000)
+    tale.answered(A, "acknowledged").note("leave", A).given(B, 1).polled(B, 1, 4).ran(B, 3)
+    tale.commit_sent(B, 1, (2, 4)).answered(B, "metadata_too_large").committed(B, 1).note("dead", B)
+    assert fine(tale.given(C, 1).polled(C, 1, 4).ran(C, 1, 2, 3))
