@@ -7,10 +7,12 @@ PYTHON ?= python3.11
 SECONDS_OF_DEMO ?= 30
 LIVES ?= 500
 FAULTS ?= 1000
+TIMES ?= 50
+MINUTES ?= 30
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test unit simulate chaos planted core lint format types contracts docs pages bench ci lock clean
+.PHONY: help demo test unit simulate chaos rebalances soak planted core lint format types contracts docs pages bench ci lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +47,12 @@ simulate: $(STAMP)  ## simulated lives of a group under faults, from a fresh see
 
 chaos: $(STAMP)  ## real faults on a real Kafka until FAULTS=1000 have struck, each kind often enough
 	@$(BIN)/python -m tests.chaos --faults $(FAULTS)
+
+rebalances: $(STAMP)  ## members join and leave TIMES=50 times under load on a real Kafka: no record runs twice
+	@$(BIN)/python -m tests.rebalances --times $(TIMES)
+
+soak: $(STAMP)  ## MINUTES=30 at half of what a member can do: memory, descriptors, tasks and lag must not grow
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 planted: $(STAMP)  ## plant bugs in the engine, and see each of them caught
 	@$(BIN)/python -m tests.planted

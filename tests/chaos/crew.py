@@ -1,8 +1,9 @@
 """The members of one round: started, watched, frozen, killed and stopped from outside, all in the history.
 
 What lives here: processes and their signals. What never does: when and whom to strike (`striking.py`). Called
-by `round.py`. Always: a `freeze` is of the moment before the process stands, a `thaw` before it runs on, a
-`dead` when nothing of it runs any more; waits are bounded; a member is killed with its crew.
+by `round.py`, the rebalances and the soak. Always: a `freeze` is of the moment before the process stands, a
+`thaw` before it runs on, a `dead` when nothing of it runs any more; waits are bounded; a member is killed
+with its crew.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from asyncpar.testing.history import Event, HistoryFile
-from tests.chaos.plan import EXIT_UNFINISHED, EXIT_UNREACHABLE, READY, MemberPlan
+from tests.chaos.plan import EXIT_UNFINISHED, EXIT_UNREACHABLE, READY
 from tests.cli.program import ROOT, environment
 
 END_SECONDS = 25.0
@@ -28,10 +30,21 @@ _LOOK_SECONDS = 0.02
 _STARVED_SECONDS, _FED_SECONDS = 0.09, 0.01
 
 
-class CrewMember:
-    """One process. `is_free`: nothing is being done to it, so that it may be struck."""
+class Plan(Protocol):
+    """What a member process is told on its command line: a dataclass."""
 
-    def __init__(self, plan: MemberPlan, log_path: Path) -> None:
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+    def to_argument(self) -> str: ...
+
+
+class CrewMember:
+    """One process that runs `module`. `is_free`: nothing is being done to it, so that it may be struck."""
+
+    def __init__(self, plan: Plan, log_path: Path, module: str) -> None:
         self.name = plan.name
         self.log_path = log_path
         self.is_free = True
@@ -39,7 +52,7 @@ class CrewMember:
         self._was_ready = False
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.member", plan.to_argument()],
+                [sys.executable, "-m", module, plan.to_argument()],
                 cwd=ROOT,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
@@ -47,6 +60,11 @@ class CrewMember:
                 stderr=log,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
 
     @property
     def is_ready(self) -> bool:
@@ -82,10 +100,13 @@ class CrewMember:
 
 
 class Crew:
-    """Members of one group. `plan` is that of all of them but for the name."""
+    """Members of one group, all of which run `module`. `plan` is that of all of them but for the name."""
 
-    def __init__(self, plan: MemberPlan, history: HistoryFile, folder: Path) -> None:
+    def __init__(
+        self, plan: Plan, history: HistoryFile, folder: Path, module: str = "tests.chaos.member"
+    ) -> None:
         self._plan = plan
+        self._module = module
         self._history = history
         self._folder = folder
         self._hired = 0
@@ -101,7 +122,7 @@ class Crew:
         """Start one more member."""
         self._hired += 1
         name = f"m{self._hired}"
-        member = CrewMember(replace(self._plan, name=name), self._folder / f"{name}.log")
+        member = CrewMember(replace(self._plan, name=name), self._folder / f"{name}.log", self._module)
         self.members.append(member)
         return member
 

@@ -1,8 +1,8 @@
 """Records for a round, and the truth about them: what the log holds in the end, read by a plain consumer.
 
 What lives here: an idempotent producer that sends at a steady rate whatever happens to the brokers, and the
-reading of topics. What never does: asyncpar. Called by `round.py`. Always: what the producer believes is only
-compared with the log; the log decides what exists.
+reading of topics. What never does: asyncpar. Called by `judging.py`, `round.py`, the rebalances and the soak.
+Always: what the producer believes is only compared with the log; the log decides what exists.
 """
 
 from __future__ import annotations
@@ -33,12 +33,22 @@ class Sent(NamedTuple):
 
 
 class Load:
-    """Sends `per_second` records over `topics`, of `keys` keys each and a few without a key."""
+    """Sends `per_second` records over `topics`, of `keys` keys each; a share of `keyless` has no key."""
 
-    def __init__(self, bootstrap: str, topics: Sequence[str], per_second: int, keys: int, seed: str) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: Sequence[str],
+        per_second: int,
+        keys: int,
+        seed: str,
+        *,
+        keyless: float = 0.02,
+    ) -> None:
         self._topics = topics
         self._per_second = per_second
         self._keys = keys
+        self._keyless = keyless
         self._chance = random.Random(f"load {seed}")
         self._enough = asyncio.Event()
         self.acknowledged: set[tuple[TopicPartition, int]] = set()
@@ -73,14 +83,15 @@ class Load:
 
     def _send(self) -> None:
         chance = self._chance
-        key = None if chance.random() < 0.02 else b"k%d" % chance.randrange(self._keys)
+        key = None if chance.random() < self._keyless else b"k%d" % chance.randrange(self._keys)
         value = b"." * chance.randrange(20, 200)
         try:
-            self._producer.produce(chance.choice(self._topics), value, key, on_delivery=self._note)
+            self._producer.produce(chance.choice(self._topics), value, key, on_delivery=self.note)
         except (BufferError, KafkaException) as error:
             self.refused.append(str(error))
 
-    def _note(self, error: KafkaError | None, message: Message) -> None:
+    def note(self, error: KafkaError | None, message: Message) -> None:
+        """Take down what became of a record."""
         if error is not None:
             self.refused.append(str(error))
             return

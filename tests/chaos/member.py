@@ -30,6 +30,7 @@ from tests.chaos.plan import (
     SLOW_CONCURRENCY,
     MemberPlan,
     Temper,
+    kind_temper,
     temper,
 )
 
@@ -47,15 +48,16 @@ class Member:
             bootstrap_servers=plan.bootstrap,
             group=plan.group,
             consumers=self._make_consumer,
-            **SETTINGS,
+            **{**SETTINGS, **plan.settings},
         )
+        temper_of = kind_temper if plan.is_kind else temper
         # Functions, because a bound method cannot carry a declaration.
 
         async def quick(record: Record) -> None:
-            await self._work(record, temper(record.topic, record.partition, record.offset, is_quick=True))
+            await self._work(record, temper_of(record.topic, record.partition, record.offset, is_quick=True))
 
         async def slow(record: Record) -> None:
-            await self._work(record, temper(record.topic, record.partition, record.offset, is_quick=False))
+            await self._work(record, temper_of(record.topic, record.partition, record.offset, is_quick=False))
 
         self.app.topic(plan.quick_topic, concurrency=QUICK_CONCURRENCY, retry=_RETRY)(quick)
         self.app.topic(plan.slow_topic, concurrency=SLOW_CONCURRENCY, retry=_RETRY)(slow)

@@ -1,13 +1,15 @@
 """What a member is told, and how it treats a record: from slow to never, decided by the record's place alone.
 
-What lives here: plain data and one plain function. What never does: Kafka, processes, clocks. Called by
-`member.py`, `crew.py` and `round.py`. Always: every member that meets a record treats it alike.
+What lives here: plain data and plain functions. What never does: Kafka, processes, clocks. Called by
+`member.py`, `crew.py`, `round.py` and the rebalances. Always: every member that meets a record treats it
+alike.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -17,6 +19,8 @@ DRAIN_MS = 3000
 MAX_IN_FLIGHT = 300
 QUICK_CONCURRENCY = 16
 SLOW_CONCURRENCY = 32
+LONGEST_KIND_SECONDS = 0.055
+"""What an ordinary slow record takes at most."""
 
 EXIT_UNREACHABLE = 4
 EXIT_UNFINISHED = 10
@@ -40,7 +44,11 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MemberPlan:
-    """One member process: its name in the history, where it connects, what it reads."""
+    """One member process: its name in the history, where it connects, what it reads.
+
+    `is_kind`: no call fails, and none lasts longer than any grace. `settings`: what is set otherwise than in
+    `SETTINGS`.
+    """
 
     name: str
     bootstrap: str
@@ -48,6 +56,8 @@ class MemberPlan:
     quick_topic: str
     slow_topic: str
     history: str
+    is_kind: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_argument(self) -> str:
         """For the member's command line."""
@@ -82,3 +92,9 @@ def temper(topic: str, partition: int, offset: int, *, is_quick: bool) -> Temper
     if share < 40:
         return Temper(0.02, failures=1 + share % 3)
     return Temper(0.005 + 0.05 * rest)
+
+
+def kind_temper(topic: str, partition: int, offset: int, *, is_quick: bool) -> Temper:
+    """The same record where every call ends well, and soon."""
+    ordinary = temper(topic, partition, offset, is_quick=is_quick)
+    return Temper(min(ordinary.seconds, LONGEST_KIND_SECONDS))

@@ -11,19 +11,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from aiokafka.errors import KafkaError
-from confluent_kafka import KafkaException
-
-from asyncpar.records import TopicPartition
-from asyncpar.testing.checkers import Final, Report, Rules, check
-from asyncpar.testing.history import Event, HistoryFile, encode, read
-from tests import kafka_tools
-from tests.chaos.cluster import ChaosCluster, WorldError
+from asyncpar.testing.checkers import Report, Rules, check
+from asyncpar.testing.history import HistoryFile
+from tests.chaos.cluster import ChaosCluster
 from tests.chaos.crew import Crew
 from tests.chaos.faults import (
     BROKER_KINDS,
@@ -35,7 +29,8 @@ from tests.chaos.faults import (
     pace_of,
     series,
 )
-from tests.chaos.load import Load, Sent, read_log
+from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, whole_history
+from tests.chaos.load import Load
 from tests.chaos.plan import (
     DRAIN_MS,
     GRACE_MS,
@@ -44,7 +39,6 @@ from tests.chaos.plan import (
     MemberPlan,
 )
 from tests.chaos.striking import FEWEST, Striker
-from tests.kafka_broker import BrokerStartError
 
 PARTITIONS = 6
 KEYS = 150
@@ -52,10 +46,7 @@ WARM_SECONDS = 30.0
 CHAOS_SECONDS = 240.0
 DRAIN_SECONDS = 90.0
 REST_SECONDS = 10.0
-TOLERANCE_NS = 50_000_000
-"""Two processes that wait for a core may note one thing so far apart."""
 _LOOK_SECONDS = 0.2
-_WORLD_ERRORS = (WorldError, BrokerStartError, TimeoutError, KafkaException, KafkaError)
 _NETWORK_PACE = Pace(0.2, 1.0)
 _BROKER_PACE = Pace(0.3, 1.5)
 
@@ -111,9 +102,9 @@ class Round:
         self._noted_path = folder / "noted"
         self._history = HistoryFile(self._noted_path)
         name = f"chaos-{seed}-{number}"
-        self._group = f"{name}-group"
-        self._topics = (f"{name}-quick", f"{name}-slow")
-        plan = MemberPlan("", cluster.outside, self._group, *self._topics, history=str(self._noted_path))
+        group, quick, slow = f"{name}-group", f"{name}-quick", f"{name}-slow"
+        self._ground = Ground(cluster.inside, group, (quick, slow))
+        plan = MemberPlan("", cluster.outside, group, quick, slow, history=str(self._noted_path))
         self._crew = Crew(plan, self._history, folder)
         self._striker = Striker(cluster, self._crew)
         kinds = broker_kinds(cluster)
@@ -125,11 +116,12 @@ class Round:
     async def run(self) -> Outcome:
         """From topics to verdict. Raises nothing that a round may run into: see `Outcome.void`."""
         began = time.monotonic()
-        load = Load(self._cluster.inside, self._topics, self._shape.records_per_second, KEYS, self._seed)
+        load = Load(
+            self._ground.bootstrap, self._ground.topics, self._shape.records_per_second, KEYS, self._seed
+        )
         loading: asyncio.Task[None] | None = None
         try:
-            for topic in self._topics:
-                await kafka_tools.create_topic(self._cluster.inside, topic, PARTITIONS)
+            await self._ground.prepare(PARTITIONS)
             loading = asyncio.create_task(load.run())
             if await self._begins():
                 await self._chaos()
@@ -137,14 +129,14 @@ class Round:
                 await load.finish()
                 await self._settle()
                 await self._judge(load)
-        except _WORLD_ERRORS as error:
+        except WORLD_ERRORS as error:
             self.outcome.void = f"{type(error).__name__}: {error}"
         finally:
             if loading is not None:
                 loading.cancel()
             self._crew.close()
             self._history.close()
-            await self._forget_topics()
+            await self._ground.forget()
         outcome = self.outcome
         outcome.findings += self._crew.findings
         outcome.refused_starts = self._crew.refused_starts
@@ -228,48 +220,19 @@ class Round:
         """Wait until all is handled and committed, for as long as that may take, then stop the members."""
         keeping = asyncio.create_task(self._keep_up())
         try:
-            await self._until_at_rest(DRAIN_SECONDS)
+            await self._ground.until_at_rest(DRAIN_SECONDS)
         finally:
             keeping.cancel()
         await asyncio.gather(*(self._crew.end(member) for member in list(self._crew.members)))
-
-    async def _until_at_rest(self, seconds: float) -> dict[TopicPartition, Final]:
-        """What is committed and what is there, as soon as that is the same, or after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while True:
-            is_late = time.monotonic() > deadline
-            try:
-                finals = await self._finals()
-            except _WORLD_ERRORS:
-                if is_late:
-                    raise
-                continue  # each question has a bound of its own
-            if is_late or all((final.committed or 0) == final.end for final in finals.values()):
-                return finals
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    async def _finals(self) -> dict[TopicPartition, Final]:
-        found: dict[TopicPartition, Final] = {}
-        for topic in self._topics:
-            ends = await kafka_tools.end_offsets(self._cluster.inside, topic, read_committed=True)
-            commits = await kafka_tools.committed(self._cluster.inside, self._group, topic)
-            for number, end in ends.items():
-                committed = commits[number].offset if number in commits else None
-                found[TopicPartition(topic, number)] = Final(committed, end)
-        return found
 
     # -- verdict -----------------------------------------------------------------------------
 
     async def _judge(self, load: Load) -> None:
         # A coordinator that has just taken over may show an older commit until its copies follow.
-        finals = await self._until_at_rest(REST_SECONDS)
-        ends = {tp: final.end for tp, final in finals.items()}
-        log = await asyncio.to_thread(read_log, self._cluster.inside, ends)
+        finals = await self._ground.until_at_rest(REST_SECONDS)
+        log = await self._ground.read_log(load, finals)
         self.outcome.records = len(log)
-        missing = load.acknowledged - {(sent.tp, sent.offset) for sent in log}
-        if missing:
-            raise WorldError(f"the brokers lost {len(missing)} acknowledged records, such as {min(missing)}")
-        events = await asyncio.to_thread(self._whole_history, log)
+        events = await asyncio.to_thread(whole_history, log, self._noted_path, self.history_path)
         rules = Rules(
             max_in_flight=MAX_IN_FLIGHT,
             max_revoke_grace_ms=GRACE_MS,
@@ -279,19 +242,3 @@ class Round:
             finals=finals,
         )
         self.outcome.report = await asyncio.to_thread(check, events, rules)
-
-    def _whole_history(self, log: list[Sent]) -> list[Event]:
-        """What the log holds as `send` events, for a record exists before it is read; then all the rest.
-
-        In order of time: a process that is frozen between looking at the clock and writing writes late.
-        """
-        sends = [Event("send", 0, "", sent.tp, sent.offset, sent.key, str(sent.size)) for sent in log]
-        noted = sorted(read(self._noted_path), key=lambda event: event.at_ns)
-        events = [*sends, *noted]
-        self.history_path.write_bytes(b"".join(map(encode, events)))
-        return events
-
-    async def _forget_topics(self) -> None:
-        with suppress(Exception):
-            await asyncio.to_thread(kafka_tools.delete_topics_now, self._cluster.inside, self._topics)
-            await kafka_tools.delete_group(self._cluster.inside, self._group)

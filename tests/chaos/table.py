@@ -1,18 +1,19 @@
 """What a campaign says: one line for each round, and a summary of all of them.
 
-Pure: figures in, text out. Called by `__main__.py`.
+Pure: figures in, text out. Called by `__main__.py`; the rebalances name the laws alike.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
+from asyncpar.testing.checkers import Check
 from tests.chaos.campaign import Goal, Tally
 from tests.chaos.faults import BROKER_KINDS, MEMBER_KINDS, NETWORK_KINDS
 from tests.chaos.round import Outcome
 
 _SHOWN = 8
-_CHECKS = {
+CHECKS: dict[str, Check] = {
     "lost": "LOST",
     "reordered": "ORDER",
     "overlaps, hasty ends, stale starts": "SERIAL",
@@ -86,7 +87,7 @@ def _figures(tally: Tally) -> list[str]:
         *((name.replace("_", " "), number) for name, number in counts.items()),
         ("starts without a cluster", sum(outcome.refused_starts for outcome in tally.outcomes)),
         ("stops with work left", sum(outcome.unfinished_stops for outcome in tally.outcomes)),
-        *((text, found.pop(check, 0)) for text, check in _CHECKS.items()),
+        *((text, found.pop(check, 0)) for text, check in CHECKS.items()),
         *found.items(),
         ("other findings", sum(len(outcome.findings) for outcome in tally.outcomes)),
     ]
