@@ -18,7 +18,7 @@ class RottenPatchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """`old` occurs exactly once in `module`; `new` takes its place. Both may be written indented."""
+    """`old` occurs exactly once in `module`; `new` takes its place."""
 
     name: str
     wrong: str

@@ -60,11 +60,11 @@ METADATA = (
     ),
     Bug(
         "decode-off-by-one",
-        "The bitmap form of the metadata is read as if it began one below the committed offset.",
+        "The bitmap form of the metadata is read one too low: a record is passed over, and one runs again.",
         "core.offset_codec",
         old="runs.append((offset + first, offset + end))",
         new="runs.append((offset + first - 1, offset + end - 1))",
-        checks=("LOST",),
+        checks=("LOST", "DUPLICATES"),
     ),
     Bug(
         "wrong-base",
@@ -161,14 +161,6 @@ COMMITS = (
         checks=("STUCK", "DUPLICATES"),
     ),
     Bug(
-        "stale-taken-for-stored",
-        "A commit that was refused because its token is stale counts as stored.",
-        "core.commits",
-        old="CommitAnswer.STALE: Consequence.DROP,",
-        new="CommitAnswer.STALE: Consequence.STORED,",
-        checks=("STUCK", "DUPLICATES", "COMMIT"),
-    ),
-    Bug(
         "too-large-again-as-large",
         "Metadata that the broker refuses as too large is sent again at the same length.",
         "core.commits",
@@ -251,14 +243,6 @@ LIMITS = (
         old="(State.OPEN, Event.HALT): State.HALTED,",
         new="(State.OPEN, Event.HALT): State.OPEN,",
         checks=("LOST", "STUCK"),
-    ),
-    Bug(
-        "generation-never-grows",
-        "Every assignment of a partition has the same generation.",
-        "core.assignment",
-        old="self._last.get(tp, 0) + 1",
-        new="1",
-        checks=("LOST",),
     ),
 )
 

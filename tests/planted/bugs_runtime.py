@@ -14,14 +14,6 @@ WORKERS = (
         checks=("STUCK",),
     ),
     Bug(
-        "wake-does-nothing",
-        "A wake-up wakes idle workers only, and makes none where there is none.",
-        "runtime.workers",
-        old="        if wanted and room > 0:",
-        new="        if wanted and room > 0 and not self.workers:",
-        checks=("STUCK",),
-    ),
-    Bug(
         "idle-workers-are-not-woken",
         "A wake-up makes new workers only: once all are there and sleep, nobody hears it.",
         "runtime.workers",
@@ -113,7 +105,7 @@ STATE = (
         "runtime.group_state",
         old='handlers start again", self.group)\n                self.wake_all()',
         new='handlers start again", self.group)',
-        checks=("STUCK",),
+        checks=("STUCK", "PROBLEM"),
     ),
     Bug(
         "generation-not-checked",
@@ -173,7 +165,7 @@ STATE = (
 FETCHING = (
     Bug(
         "old-fetch-delivered",
-        "What a fetch brings goes to the present assignment, although an older one asked for it.",
+        "What a fetch brings goes to the present assignment, although it was asked for by an older one.",
         "runtime.poller",
         old="if partition is None or partition.generation != asked_in:",
         new="if partition is None:",
@@ -186,14 +178,6 @@ FETCHING = (
         old="                tracker.skip_to(position)",
         new="                pass",
         checks=("STUCK",),
-    ),
-    Bug(
-        "markers-passed-too-early",
-        "A position is taken for known to be empty below, although the fetch was another assignment's.",
-        "runtime.poller",
-        old=" or not partition.is_open or partition.generation != generations[tp]:\n                continue",
-        new=" or not partition.is_open:\n                continue",
-        checks=("LOST",),
     ),
     Bug(
         "reset-goes-on-as-before",
@@ -263,14 +247,6 @@ REBALANCES = (
         checks=("SERIAL",),
     ),
     Bug(
-        "reassigned-without-a-loss",
-        "A partition that is assigned again without a revoke is opened beside its old queues.",
-        "runtime.rebalance",
-        old="            self.lost(held)",
-        new="            pass",
-        checks=("SERIAL", "DUPLICATES"),
-    ),
-    Bug(
         "retry-forgets-what-is-done",
         "A halted partition that is retried begins at its HWM, without what is done above it.",
         "runtime.rebalance",
@@ -301,27 +277,11 @@ REBALANCES = (
 
 COMMITTING = (
     Bug(
-        "old-answer-drops-new-token",
-        "A stale answer to a commit of an older assignment takes the new one's right to commit away.",
-        "runtime.committer",
-        old="elif consequence is Consequence.DROP and state.token == token:",
-        new="elif consequence is Consequence.DROP:",
-        checks=("STUCK", "DUPLICATES"),
-    ),
-    Bug(
         "token-of-the-first-assignment",
         "Commits keep the token of the first assignment.",
         "runtime.rebalance",
         old="        state.token = token\n",
         new="        state.token = self._token = getattr(self, '_token', token)\n",
-        checks=("STUCK", "DUPLICATES"),
-    ),
-    Bug(
-        "commit-cut-short",
-        "A commit that has to be made again is not.",
-        "runtime.committer",
-        old="                return Consequence.AGAIN not in consequences",
-        new="                return True",
         checks=("STUCK", "DUPLICATES"),
     ),
     Bug(
