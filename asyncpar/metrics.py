@@ -133,7 +133,7 @@ REGISTRY: tuple[Metric, ...] = (
         "commit_metadata_ignored_total",
         "counter",
         ("group", "reason"),
-        "Restored commit metadata that was not ours, damaged, or of another place.",
+        "Restored commit metadata that was not ours, damaged, of another place, or beyond the log's end.",
     ),
     Metric(
         "offset_resets_total",

@@ -156,8 +156,11 @@ class GroupState:
                     self.stragglers[vp] = Straggler(queues.lock(vp.key, offset), adoptable)
         partition.apply(Event.OPENED)
 
-    def restored_runs(self, tp: TopicPartition, committed: Committed) -> list[Run]:
-        """What the commit's metadata says is done above it; what is ignored is counted."""
+    def restored_runs(self, tp: TopicPartition, committed: Committed, end: int) -> list[Run]:
+        """What the metadata of a commit says is done above it and below `end`; counts what it ignores.
+
+        Offsets from `end` on were lost with a truncated log: other records will have them.
+        """
         runs = decode(tp, committed.offset, committed.metadata)
         if isinstance(runs, Ignored):
             count(self.counters.metadata_ignored, runs.value)
@@ -169,7 +172,17 @@ class GroupState:
                 runs.value,
             )
             return []
-        return runs
+        kept = [(first, min(last, end)) for first, last in runs if first < end]
+        if kept != runs:
+            count(self.counters.metadata_ignored, "beyond_end")
+            self.log.error(
+                "%s: commit metadata at offset %d lists records beyond the end of the truncated log at %d; "
+                "they do not count as done",
+                tp,
+                committed.offset,
+                end,
+            )
+        return kept
 
     # -- intake ------------------------------------------------------------------------------
 

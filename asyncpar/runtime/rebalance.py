@@ -102,11 +102,16 @@ class Rebalancer:
         committed = await self._consumer.committed(names)
         missing = [tp for tp in names if committed.get(tp) is None]
         starts = await self._first_positions(missing) if missing else {}
+        ends = await self._ends([tp for tp, stored in committed.items() if stored and stored.metadata])
+        unknown: list[TopicPartition] = []
         for partition in self._still_opening(partitions):
             tp = partition.tp
             stored = committed.get(tp)
             if stored is not None:
-                runs = self._state.restored_runs(tp, stored)
+                if stored.metadata and tp not in ends:
+                    unknown.append(tp)
+                    continue
+                runs = self._state.restored_runs(tp, stored, ends.get(tp, stored.offset))
                 partition.acknowledged = stored
                 self._open_at(partition, stored.offset, runs)
             elif tp in starts:
@@ -119,6 +124,20 @@ class Rebalancer:
                 self._state.halt(partition, reason)
         self._assigned_before = True
         self._state.on_intake()
+        if unknown:
+            raise BrokerError(f"where the log ends is not known of {', '.join(map(str, unknown))}")
+
+    async def _ends(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where the logs end; without those whose leader does not say. Raises BrokerError when none does."""
+        if not partitions:
+            return {}
+        try:
+            return await self._consumer.end(partitions)
+        except BrokerError as error:
+            reached = [tp for tp in partitions if tp not in error.partitions]
+            if len(reached) == len(partitions):
+                raise
+            return await self._consumer.end(reached) if reached else {}
 
     def _open_at(
         self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True

@@ -19,7 +19,8 @@ class Duplicates(Checker):
     """DUPLICATES: no start after an end ok, but after an unclean loss of the partition in between.
 
     Unclean: dead, lost, displaced, or removed (a commit answered stale); a clean release or stop counts as
-    unclean only for what could not be committed: the final commit failed, or the call outlived the drain.
+    unclean only for what could not be committed: the final commit failed, another commit of the member still
+    waited for its answer, or the call outlived the drain.
     Even then a record must not start again that an acknowledged commit covered: one sent after the end, by
     its offset, or by its metadata; and it must be in the metadata unless that was near its cap. What a
     straggler does counts for nobody, and what a displaced member starts is SERIAL's concern (source:
@@ -84,7 +85,7 @@ class Duplicates(Checker):
 
     def _why_clean(self, ok: Call, tenure: Tenure) -> str:
         """Why what ended well had to be committed at a clean end of its tenure; "" when it could not be."""
-        could_not = tenure.stale or tenure.short or _has_failed_since(ok, tenure)
+        could_not = tenure.stale or tenure.short or tenure.hung or _has_failed_since(ok, tenure)
         # What lies above all that the metadata can hold changes nothing in it: there is nothing to commit.
         is_full = bool(tenure.commits) and _is_near_cap(tenure.commits[-1])
         if could_not or is_full or tenure.over not in ("released", "left"):

@@ -134,6 +134,7 @@ class Tenure:
         "cut",
         "deadline_ns",
         "held",
+        "hung",
         "index",
         "last_starts",
         "over",
@@ -165,6 +166,8 @@ class Tenure:
         """A commit was answered: you are no longer a member."""
         self.cut = 0
         """The index of the event that truncated the log meanwhile; 0: none did."""
+        self.hung = False
+        """When it was closed, a commit of its member waited for its answer: no other one could be sent."""
         self.short = False
         """The broker refused its member's metadata as too large: what is done above a gap stays out."""
         self.last_starts: dict[Lane, tuple[Sent, int]] = {}

@@ -19,6 +19,10 @@ _STALE = CommitAnswer.STALE.value
 _TOO_LARGE = CommitAnswer.METADATA_TOO_LARGE.value
 
 
+_LONGEST_COMMIT_NS = 10_000_000_000
+"""No commit waits longer for its answer; one without any belonged to a consumer that is gone."""
+
+
 class Replay:
     """One walk over `events`, which are in the order of time."""
 
@@ -130,11 +134,18 @@ class Replay:
             return
         self._end_tenure(part, tenure, how)
         tenure.closed, tenure.closed_ns = how, event.at_ns
+        tenure.hung = self._waits_for_an_answer(event)
         if tenure.revoke_ns is None:
             for ceded in self._revoked:
                 ceded(tenure, index)
         for listen in self._closed:
             listen(part, tenure, event)
+
+    def _waits_for_an_answer(self, event: Event) -> bool:
+        """A commit of the member, of whichever partition, is on its way: there is one at a time."""
+        since = event.at_ns - _LONGEST_COMMIT_NS
+        commits = (part.last_commits.get(event.member) for part in self.parts.values())
+        return any(one and one.answer_ns is None and one.event.at_ns > since for one in commits)
 
     def _end_tenure(self, part: Partition, tenure: Tenure, how: str) -> None:
         """It is over, whether or not the member knows. What runs now is a straggler."""
@@ -240,7 +251,11 @@ class Replay:
         if commit.is_acknowledged:
             self.counts["acknowledged commits"] += 1
         elif event.detail == _STALE and commit.tenure is not None:
-            commit.tenure.stale = True
+            commit.tenure.stale = True  # and with it whatever the member held by the same token
+            for part in self.parts.values():
+                tenure = part.tenures.get(event.member)
+                if tenure is not None and not tenure.closed and tenure.index <= commit.index:
+                    tenure.stale = True
         elif event.detail == _TOO_LARGE:
             self._refused.add(event.member)
             for part in self.parts.values():

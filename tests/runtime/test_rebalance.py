@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 import pytest
 
 from asyncpar.core.assignment import State
+from asyncpar.core.offset_codec import encode
 from asyncpar.errors import (
     AsyncparError,
     AuthorizationError,
@@ -15,7 +17,7 @@ from asyncpar.errors import (
     OffsetOutOfRangeError,
 )
 from asyncpar.records import Committed, RawRecord, TopicPartition
-from tests.runtime.fakes import FakeConsumer, Running, config, handler, log, until
+from tests.runtime.fakes import FakeConsumer, FakeRecord, Running, config, handler, log, until
 
 T0 = TopicPartition("t", 0)
 
@@ -369,3 +371,44 @@ async def test_what_no_retry_mends_while_offsets_are_read_ends_the_run(error: As
         assert run.task is not None
         with pytest.raises(type(error), match=str(error)):
             await asyncio.wait_for(run.task, 5)
+
+
+async def test_done_runs_beyond_the_end_of_a_truncated_log_do_not_count() -> None:
+    """The log lost its tail: records that take the lost offsets are handled, not taken for done."""
+    consumer = FakeConsumer(log("t", "a", "b", "c"))
+    consumer.stored[T0] = Committed(1, encode(T0, 1, [(2, 3), (3, 6)]).text)
+    seen: list[int] = []
+
+    async def handle(record: RawRecord) -> None:
+        seen.append(record.offset)
+
+    async with Running(consumer, handler(handle)) as run:
+        await until(lambda: consumer.stored.get(T0) == Committed(3, ""))
+        consumer.logs[T0] += [FakeRecord(3, b"d"), FakeRecord(4, b"e")]
+        await until(lambda: consumer.stored.get(T0) == Committed(5, ""))
+        assert run.runtime.state.counters.metadata_ignored == {"beyond_end": 1}
+        await run.stop()
+    assert seen == [1, 3, 4]
+
+
+async def test_a_partition_whose_leader_is_silent_holds_up_no_other_one() -> None:
+    """Restoring what is done needs the log's end; it is asked for again until it is known."""
+    consumer = FakeConsumer({**log("t", "a", "b"), **log("t", "a", "b", partition=1)})
+    other = TopicPartition("t", 1)
+    for tp in (T0, other):
+        consumer.stored[tp] = Committed(0, encode(tp, 0, [(1, 2)]).text)
+    asked = consumer.end
+    silent = True
+
+    async def end(partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        if silent and other in partitions:
+            raise BrokerError("no leader", {other: "no leader"})
+        return await asked(partitions)
+
+    consumer.end = end  # type: ignore[method-assign]
+    async with Running(consumer, handler(nothing)) as run:
+        await until(lambda: consumer.stored[T0] == Committed(2, ""))
+        assert run.runtime.state.partitions[other].state is State.OPENING
+        silent = False
+        await until(lambda: consumer.stored[other] == Committed(2, ""))
+        await run.stop()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from asyncpar.core.offset_codec import encode
+from asyncpar.records import TopicPartition
 from asyncpar.testing.history import OVERWRITE
 from tests.testing.tale import GRACE_MS, RULES, TP, Tale, broken, fine
 
@@ -225,3 +226,14 @@ def test_a_commit_in_the_moment_of_the_end_counts_when_it_covers_the_record() ->
     tale.answered(A, "acknowledged").note("leave", A).given(B, 1).polled(B, 1, 4).ran(B, 3)
     tale.commit_sent(B, 1, (2, 4)).answered(B, "metadata_too_large").committed(B, 1).note("dead", B)
     assert fine(tale.given(C, 1).polled(C, 1, 4).ran(C, 1, 2, 3))
+
+
+def test_a_release_while_another_commit_hangs_could_not_commit() -> None:
+    """One commit at a time: that of another partition had no answer until the time was up."""
+    other = TopicPartition("orders", 1)
+    tale = opened().note("send", offset=0, tp=other).note("assign", A, tp=other).note("seek", A, 0, tp=other)
+    tale.committed(A, 0).ran(A, 0).note("commit", A, 0, tp=other)
+    tale.revoked(A, within_ms=8_000).wait(6_400).released(A)
+    assert fine(again(tale, 0))
+    clean = opened().committed(A, 0).ran(A, 0).revoked(A, within_ms=8_000).wait(6_400).released(A)
+    assert broken(again(clean, 0)) == ["DUPLICATES"]

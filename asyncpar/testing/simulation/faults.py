@@ -30,7 +30,8 @@ _REFUSALS: tuple[tuple[Request, Code], ...] = (
     ("ListOffsets", Code.NOT_LEADER_OR_FOLLOWER),
     ("Metadata", Code.LEADER_NOT_AVAILABLE),
 )
-_SMALL_METADATA = 16
+_SMALL_METADATA = (16, 80, 200)
+"""Characters: room for nothing, for a few runs, and for as many as bring the gate down now and then."""
 _ABORTED_RECORDS = 20
 _HOLE = 7
 
@@ -160,12 +161,12 @@ def _aborted(world: World, fault: PlannedFault) -> None:
 def _small_metadata(world: World, fault: PlannedFault) -> None:
     """The broker takes less commit metadata than it says by default."""
     world.struck[fault.kind] += 1
-    world.limit_metadata(_SMALL_METADATA, fault.seconds)
+    world.limit_metadata(_SMALL_METADATA[int(fault.pick * len(_SMALL_METADATA))], fault.seconds)
 
 
 def _foreign_metadata(world: World, fault: PlannedFault) -> None:
-    """Another tool has written its own metadata beside the committed offset."""
-    if world.write_foreign_metadata(world.pick_partition(fault)):
+    """Another tool has written metadata of its own, or of another partition, beside the committed offset."""
+    if world.write_foreign_metadata(world.pick_partition(fault), is_copy=fault.share > 0.3):
         world.struck[fault.kind] += 1
 
 

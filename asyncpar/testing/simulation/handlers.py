@@ -10,6 +10,7 @@ import asyncio
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from asyncpar.middleware import Call, CallNext, Middleware
@@ -19,6 +20,8 @@ from asyncpar.testing.simulation.plan import Plan
 
 if TYPE_CHECKING:
     from asyncpar.testing.simulation.member import Member
+
+_LEFT_BEHIND: ContextVar[float] = ContextVar("left_behind")
 
 BROKEN = b"broken"
 """The value of a record that cannot be decoded, where a life has such."""
@@ -40,6 +43,7 @@ class Fates:
             (self._raise, mix.raising),
             (self._fail, mix.failing),
             (self._hang, mix.hanging),
+            (self._be_untidy, mix.untidy),
             (self._be_stubborn, mix.stubborn),
             (self._be_slow, mix.slow),
             (self._be_brief, mix.brief),
@@ -82,8 +86,8 @@ class Fates:
             self.met["handler hangs"] += 1
             await self._healed.wait()
 
-    async def _be_stubborn(self, draw: float, _attempt: int) -> None:
-        """Swallows its cancellation and goes on for up to 20 s."""
+    async def _be_stubborn(self, draw: float, attempt: int) -> None:
+        """Swallows its cancellation and goes on for up to 20 s; the first attempt may fail in the end."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + 2 + 5 * draw
         while loop.time() < ends:
@@ -92,6 +96,14 @@ class Fates:
             except asyncio.CancelledError:
                 self.met["handler swallows cancellation"] += 1
                 ends = loop.time() + 15 * draw
+        if attempt == 1 and draw < 0.5:
+            raise HandlerFailedOnPurposeError("at last")
+
+    async def _be_untidy(self, draw: float, _attempt: int) -> None:
+        """Leaves a context variable behind: its worker is retired."""
+        self.met["handler leaves a context variable"] += 1
+        _LEFT_BEHIND.set(draw)
+        await asyncio.sleep(0.01 * draw)
 
     async def _be_slow(self, draw: float, _attempt: int) -> None:
         self.met["handler is slow"] += 1

@@ -17,12 +17,16 @@ from asyncpar.testing.simulation.world import World
 from asyncpar.testing.virtual_time import SimulationError, virtual_time
 
 MAX_STEPS = 5_000_000
+_BATCH_RECORDS = 500
+_KEY_BYTES = 20
 STATES = (
     "handler raises",
     "handler fails for good",
     "handler hangs",
     "handler swallows cancellation",
     "handler is slow",
+    "handler leaves a context variable",
+    "worker retired",
     "partition halted",
     "retry",
     "record restored as done",
@@ -109,15 +113,17 @@ def live(plan: Plan) -> Outcome:
 def rules_of(plan: Plan, world: World) -> Rules:
     """What the checkers have to know of a life."""
     settings = plan.settings
+    # What still runs of a halted partition, or from before a log was cut, is not counted: the slots bound it.
+    begins_again = plan.attempts is not None or world.struck["log truncated"] > 0
+    uncounted = plan.handler["concurrency"] if begins_again else 0
     return Rules(
         order=plan.handler["order"],  # type: ignore[arg-type]
         session_timeout_ms=settings["session_timeout_ms"],  # type: ignore[arg-type]
         max_revoke_grace_ms=settings["max_revoke_grace_ms"],  # type: ignore[arg-type]
         shutdown_drain_timeout_ms=settings["shutdown_drain_timeout_ms"],  # type: ignore[arg-type]
-        # What still runs of a halted partition is bounded by the slots, and not counted.
-        max_in_flight=settings["max_in_flight"] + (plan.handler["concurrency"] if plan.attempts else 0),  # type: ignore[operator]
+        max_in_flight=settings["max_in_flight"] + uncounted,  # type: ignore[operator]
         max_in_flight_bytes=settings.get("max_in_flight_bytes"),  # type: ignore[arg-type]
-        chunk_bytes=1 << 20,
+        chunk_bytes=_BATCH_RECORDS * (plan.payload_bytes + _KEY_BYTES),
         finals=world.finals(),
     )
 

@@ -16,6 +16,7 @@ from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
 from asyncpar.testing.recording import recording
+from asyncpar.testing.simulation.dawdling import dawdling
 from asyncpar.testing.simulation.handlers import decode, make_handler, skipping
 from asyncpar.testing.virtual_time import VirtualLoop
 from asyncpar.topics import Retry
@@ -96,7 +97,8 @@ class Member:
         return app
 
     def _consumers(self, group: str) -> Consumer:
-        made = recording(self._world.consumers_of(self), self._world.history, self.name)(group)
+        dawdles = dawdling(self._world.consumers_of(self), self._world.plan.rng(f"fetches of {self.name}"))
+        made = recording(dawdles, self._world.history, self.name)(group)
         self._consumer = made
         return made
 
@@ -125,6 +127,17 @@ class Member:
                     self._context.copy().run(runtime.retry_halted, tp)
                     halted += 1
         return halted
+
+    def neglected(self) -> list[str]:
+        """Blocking records that nobody serves, as the watchdog found: a lost wake-up."""
+        runtimes = self._app.runtimes if self._app is not None else ()
+        sessions = [runtime.session for runtime in runtimes]
+        return [
+            f"{self.name}: {tp} offset {offset} is neglected"
+            for session in sessions
+            if session is not None
+            for tp, offset in session.watchdog.idle_blocks.items()
+        ]
 
     def states(self) -> Counter[str]:
         """What its engine went through, by its own counters: to see that the rig reaches it."""

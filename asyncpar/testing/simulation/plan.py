@@ -44,6 +44,7 @@ class Mix:
     raising: float = 0.02
     hanging: float = 0.0005
     stubborn: float = 0.002
+    untidy: float = 0.0
     skipped: float = 0.0
     failing: float = 0.0
 
@@ -60,6 +61,8 @@ class Plan:
     records: int
     keys: int
     keyless_share: float
+    payload_bytes: int
+    """The most that a record's value has."""
     settings: Mapping[str, object]
     handler: Mapping[str, object]
     attempts: int | None
@@ -105,6 +108,7 @@ def draw(seed: int, kinds: Mapping[str, float]) -> Plan:
         raising=rng.choice((0.0, 0.02, 0.1)),
         hanging=rng.choice((0.0, 0.001)),
         stubborn=rng.choice((0.0, 0.004)),
+        untidy=rng.choice((0.0, 0.0, 0.05)),
         skipped=rng.choice((0.0, 0.0, 0.02)),
         failing=rng.choice((0.0, 0.0, 0.001)),
     )
@@ -117,6 +121,7 @@ def draw(seed: int, kinds: Mapping[str, float]) -> Plan:
         records=rng.randint(MIN_RECORDS, MAX_RECORDS),
         keys=rng.choice((5, 50, 400)),
         keyless_share=rng.choice((0.0, 0.0, 0.1)),
+        payload_bytes=rng.choice((8, 8, 2_000)),
         settings=settings,
         handler=handler,
         attempts=3 if mix.failing else None,

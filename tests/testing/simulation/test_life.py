@@ -48,6 +48,7 @@ def small_plan(*faults: PlannedFault, mix: Mix = CALM, **values: object) -> Plan
         records=300,
         keys=20,
         keyless_share=0.0,
+        payload_bytes=8,
         settings=SETTINGS,
         handler={"concurrency": 10, "order": "key"},
         attempts=None,
