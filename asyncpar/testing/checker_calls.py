@@ -195,7 +195,7 @@ class Serial(Checker):
         elif tenure.closed == "left" and self.rules.shutdown_drain_timeout_ms is not None:
             since = event.at_ns - self.rules.shutdown_drain_timeout_ms * NS_PER_MS + self.rules.tolerance_ns
             for call in part.running_of(event.member):
-                if call.tenure is tenure and call.start.at_ns > since:
+                if call.tenure is tenure and not tenure.cut and call.start.at_ns > since:
                     what = f"{part.tp}: the stop did not wait for offset {call.start.offset}"
                     self.found("SERIAL", what, call.start, event)
 

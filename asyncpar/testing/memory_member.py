@@ -256,6 +256,7 @@ class MemoryMember:
         group, code = self._connection.group, refused.code
         if code in _FORGOTTEN:
             self._forget_membership()
+            self._is_prepared = False  # what a cooperative member has kept until now is lost
         elif code is Code.FENCED_INSTANCE_ID:
             raise self._fence()
         elif code is Code.GROUP_AUTHORIZATION_FAILED:

@@ -86,3 +86,16 @@ async def test_a_cooperative_member_removed_while_it_gives_back() -> None:
     await until(lambda: len(a.partitions) == len(b.partitions) == 2)
     assert a.said[:3] == ["assigned", "revoked", "lost"]
     await stop(a, b)
+
+
+@virtually
+async def test_a_cooperative_member_removed_while_it_joins_again_loses_what_it_kept() -> None:
+    """Its JoinGroup is answered with UNKNOWN_MEMBER_ID: others may have had its partitions since."""
+    world = MemoryWorld(2)
+    a = await world.start("a", cooperative=True)
+    await a.joined(2)
+    world.broker.fail("JoinGroup", "UNKNOWN_MEMBER_ID", member="a")
+    b = await world.start("b", cooperative=True)
+    await until(lambda: len(a.partitions) == len(b.partitions) == 1)
+    assert "lost" in a.said
+    await stop(a, b)
