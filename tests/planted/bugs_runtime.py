@@ -148,8 +148,8 @@ STATE = (
         "metadata-not-restored",
         "What the metadata says is done above the committed offset is read and thrown away.",
         "runtime.group_state",
-        old="            return []\n        return runs\n",
-        new="            return []\n        return []\n",
+        old="        return kept\n",
+        new="        return []\n",
         checks=("DUPLICATES",),
     ),
     Bug(

@@ -105,7 +105,7 @@ def live(plan: Plan) -> Outcome:
             met=met,
             counts=report.counts,
             simulated_seconds=loop.time() - begin,
-            events=world.history.events,
+            events=tuple(world.history.events),  # before the world is abandoned, which ends what still runs
             culprits=report.faults[0].events if report.faults else (),
         )
 

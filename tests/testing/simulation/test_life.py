@@ -97,8 +97,8 @@ def test_a_life_repeats_exactly() -> None:
 def test_every_fault_strikes_and_is_survived(kind: str) -> None:
     """Each kind alone, planned a few times: at least one strikes, and the life passes."""
     faults = [
-        PlannedFault(at=at, kind=kind, seconds=3.0, pick=pick, share=0.5)
-        for at, pick in ((8.0, 0.1), (15.0, 0.6), (22.0, 0.9), (29.0, 0.4))
+        PlannedFault(at=at, kind=kind, seconds=3.0, pick=pick, share=share)
+        for at, pick, share in ((8.0, 0.1, 0.5), (15.0, 0.6, 0.2), (22.0, 0.9, 0.5), (29.0, 0.4, 0.2))
     ]
     outcome = live(small_plan(*faults))
     assert outcome.is_ok, told(outcome)
