@@ -25,7 +25,8 @@ pytestmark = pytest.mark.broker
 
 def produce_with(bootstrap: str, codec: str, topic: str, records: list[Record]) -> None:
     """Produce `records` in batches compressed with `codec`. Blocks."""
-    size = {"message.max.bytes": 2_000_000, "linger.ms": 20, "log_level": 0}
+    # Idempotent: a first batch that a new leader refuses would be stored behind the second one.
+    size = {"message.max.bytes": 2_000_000, "linger.ms": 20, "log_level": 0, "enable.idempotence": True}
     producer = Producer({"bootstrap.servers": bootstrap, "compression.codec": codec, **size})
     for record in records:
         producer.produce(
