@@ -163,8 +163,8 @@ def events_of(path: Path) -> list[Event]:
     return events
 
 
-def kill_in_the_middle(command: list[str], ledger: Path) -> Event:
-    """Run until half of the orders have left their lines, then `kill -9`; the death as an event."""
+def end_in_the_middle(command: list[str], ledger: Path, how: signal.Signals) -> Event:
+    """Run until half of the orders have left their lines, then send the signal; the end as an event."""
     process = subprocess.Popen(command, cwd=ROOT, env=orders_environment(ledger), stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + BOUND_SECONDS
@@ -176,6 +176,8 @@ def kill_in_the_middle(command: list[str], ledger: Path) -> Event:
             if not half and ledger.exists() and ledger.stat().st_size:
                 with ledger.open("rb") as lines:
                     half = len(lines.readline()) * ORDERS  # two lines each, of about this length
+        process.send_signal(how)
+        assert process.wait(BOUND_SECONDS) == (0 if how == signal.SIGTERM else -how)
     finally:
         process.kill()
         process.communicate(timeout=10)
@@ -193,8 +195,9 @@ def is_covered(tp: TopicPartition, offset: int, stored: dict[int, kafka_tools.Co
 
 
 @pytest.mark.broker
-async def test_orders_survive_kill_9(private_broker: KafkaBroker, tmp_path: Path):
-    """Killed half-way and started again: nothing lost, every customer in order, few records twice."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_orders_survive_their_end(private_broker: KafkaBroker, tmp_path: Path, how: signal.Signals):
+    """Ended half-way and started again: nothing lost, every customer in order, few records twice or none."""
     ledger = tmp_path / "orders.jsonl"
     bootstrap = private_broker.bootstrap
     await kafka_tools.create_topic(bootstrap, "orders", partitions=8)
@@ -210,7 +213,7 @@ async def test_orders_survive_kill_9(private_broker: KafkaBroker, tmp_path: Path
         ],
     )
     command = orders_command(bootstrap)
-    killed = await asyncio.to_thread(kill_in_the_middle, command, ledger)
+    killed = await asyncio.to_thread(end_in_the_middle, command, ledger, how)
     before = events_of(ledger)
     handled_before = {(event.tp, event.offset) for event in before if event.kind == "end"}
     assert ORDERS / 4 < len(handled_before) < ORDERS, "the kill came at the wrong time"
@@ -240,6 +243,8 @@ async def test_orders_survive_kill_9(private_broker: KafkaBroker, tmp_path: Path
     again = {(event.tp, event.offset) for event in after if event.member != killed.member}
     assert report.counts["duplicates"] == len(again & handled_before)
     assert not [(tp, offset) for tp, offset in again if is_covered(tp, offset, stored)]
+    if how == signal.SIGTERM:
+        assert report.counts["duplicates"] == 0
 
 
 # -- FastAPI -------------------------------------------------------------------------------------
