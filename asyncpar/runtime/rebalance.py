@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from asyncpar.core.assignment import Event, Partition, State
@@ -293,30 +294,22 @@ class Rebalancer:
             state.close_queues(partition)
             if partition.state is not State.DRAINING:
                 partition.apply(Event.REVOKE)
-        if await self._wait(self._that_count(partitions), deadline - state.clock.monotonic(), hurry):
+        running = partial(self._running, partitions, with_adoptable=True)
+        if await self._wait(running(), deadline - state.clock.monotonic(), hurry):
             return True
-        for worker in self._that_count(partitions):  # anew: one that has ended may run a record of another
+        for worker in running():  # anew: one that has ended may run a record of another
             if not self._is_kept(worker):
                 worker.cancel("drain")
-        await self._wait(self._that_count(partitions), _CANCEL_SECONDS)
+        await self._wait(running(), _CANCEL_SECONDS)
         return False
 
-    def _running(self, partitions: Iterable[Partition]) -> list[Worker]:
-        queues = {id(partition.queues) for partition in partitions if partition.queues is not None}
-        return [
-            worker
-            for pool in self._state.pools
-            for worker in pool.busy()
-            if worker.vp is not None and id(worker.vp.queues) in queues
-        ]
-
-    def _that_count(self, partitions: Iterable[Partition]) -> list[Worker]:
-        """What runs of `partitions`, and their stragglers that may be adopted."""
+    def _running(self, partitions: Iterable[Partition], *, with_adoptable: bool = False) -> list[Worker]:
+        """What runs of `partitions`, and `with_adoptable` their stragglers whose success still counts."""
         queues = {id(partition.queues) for partition in partitions if partition.queues is not None}
         adoptable = {
             id(vp)
             for vp, straggler in self._state.stragglers.items()
-            if straggler.adoptable and id(straggler.lock.queues) in queues
+            if with_adoptable and straggler.adoptable and id(straggler.lock.queues) in queues
         }
         return [
             worker

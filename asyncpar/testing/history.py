@@ -157,7 +157,7 @@ def handling(
 
     `lease_from` (a consumer's) makes the start say which sign of membership allowed it.
     """
-    sign = "" if lease_from is None else _ns(lease_from())
+    sign = "" if lease_from is None else membership_sign(lease_from)
     history.note("start", member, tp, offset, key, sign)
     try:
         yield
@@ -170,7 +170,9 @@ def handling(
     history.note("end", member, tp, offset, key, "ok")
 
 
-def _ns(seconds: float) -> str:
+def membership_sign(lease_from: Callable[[], float]) -> str:
+    """A start's `detail`: when the sign of membership that allows it was sent, ns; 0 where there was none."""
+    seconds = lease_from()
     return str(int(seconds * 1e9)) if seconds > float("-inf") else "0"
 
 

@@ -79,9 +79,8 @@ def _live_all(seeds: Sequence[int], workers: int) -> Iterator[Outcome]:
             yield live(plan_of(seed))
         return
     with ProcessPoolExecutor(workers) as pool:
-        left = iter(seeds)
         running: set[Future[Outcome]] = set()
-        for seed in left:
+        for seed in seeds:
             running.add(pool.submit(_live_briefly, seed))
             if len(running) >= 4 * workers:
                 done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -16,7 +16,7 @@ from typing import Literal
 from asyncpar.errors import DecodeError, RecordSkipped
 from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.handlers import Handler
-from asyncpar.testing.history import Event, History, Recorder
+from asyncpar.testing.history import Event, History, Recorder, membership_sign
 
 Ended = Literal["success", "failed", "undecodable", "skipped", "cancelled"]
 _OF_VERDICT: dict[Verdict, Ended] = {
@@ -106,9 +106,8 @@ class Witness:
 
         async def call(topic: str, partition: int, raw: RawRecord, attempt: int, generation: int) -> object:
             tp = TopicPartition(topic, partition)
-            sign = self._lease_from()
-            detail = str(int(sign * 1e9)) if sign > float("-inf") else "0"
-            self._history.note("start", self._member, tp, raw.offset, raw.key, detail)
+            sign = membership_sign(self._lease_from)
+            self._history.note("start", self._member, tp, raw.offset, raw.key, sign)
             ended: tuple[Ended, BaseException | None] = ("success", None)
             try:
                 result: object = await invoke(topic, partition, raw, attempt, generation)

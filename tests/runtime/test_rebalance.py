@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import pytest
 
@@ -24,6 +24,18 @@ T0 = TopicPartition("t", 0)
 
 async def nothing(record: RawRecord) -> None:
     """A handler that succeeds."""
+
+
+def stuck_at_first() -> tuple[asyncio.Event, list[int], Callable[[RawRecord], Awaitable[None]]]:
+    """What releases offset 0, the offsets in the order of their starts, and the handler."""
+    release, runs = asyncio.Event(), list[int]()
+
+    async def handle(record: RawRecord) -> None:
+        runs.append(record.offset)
+        if record.offset == 0:
+            await release.wait()
+
+    return release, runs, handle
 
 
 async def test_a_revoke_waits_for_what_runs_and_commits_it_with_the_old_token() -> None:
@@ -92,13 +104,7 @@ async def test_the_groups_deadline_beats_the_grace() -> None:
 async def test_a_straggler_keeps_its_key_locked_and_is_adopted() -> None:
     """A handler outlives the revoke, the partition comes back: it runs once, and its key waits for it."""
     consumer = FakeConsumer(log("t", "k", "k", "other"))
-    release = asyncio.Event()
-    runs: list[int] = []
-
-    async def handle(record: RawRecord) -> None:
-        runs.append(record.offset)
-        if record.offset == 0:
-            await release.wait()
+    release, runs, handle = stuck_at_first()
 
     keeps = handler(handle, cancel_on_revoke=False)
     async with Running(consumer, keeps, max_revoke_grace_ms=20) as run:
@@ -118,13 +124,7 @@ async def test_a_straggler_keeps_its_key_locked_and_is_adopted() -> None:
 async def test_a_straggler_that_was_overtaken_is_not_adopted() -> None:
     """When another member has committed past it meanwhile, its end is dropped and counted."""
     consumer = FakeConsumer(log("t", "k", "k"))
-    release = asyncio.Event()
-    runs: list[int] = []
-
-    async def handle(record: RawRecord) -> None:
-        runs.append(record.offset)
-        if record.offset == 0:
-            await release.wait()
+    release, runs, handle = stuck_at_first()
 
     async with Running(consumer, handler(handle, cancel_on_revoke=False), max_revoke_grace_ms=20) as run:
         await until(lambda: runs == [0])
@@ -324,13 +324,7 @@ async def test_foreign_and_misplaced_metadata_is_ignored_and_counted() -> None:
 async def test_a_stop_and_a_revoke_wait_for_a_straggler_that_may_be_adopted(ending: str) -> None:
     """The partition came back to the same member: the call's success still counts, so it is committed."""
     consumer = FakeConsumer(log("t", "k", "other"))
-    release = asyncio.Event()
-    runs: list[int] = []
-
-    async def handle(record: RawRecord) -> None:
-        runs.append(record.offset)
-        if record.offset == 0:
-            await release.wait()
+    release, runs, handle = stuck_at_first()
 
     keeps = handler(handle, cancel_on_revoke=False)
     async with Running(consumer, keeps, max_revoke_grace_ms=20) as run:

@@ -40,9 +40,7 @@ def _trouble(world: World, fault: PlannedFault) -> None:
     """Requests or answers of one member, or of all, are lost, late or repeated for a while."""
     member = world.pick(fault)
     everyone = fault.pick < 0.3 or member is None
-    trouble = Trouble(
-        fault.kind, None if everyone or member is None else member.name, fault.share, fault.seconds
-    )
+    trouble = Trouble(fault.kind, None if everyone or member is None else member.name, fault.share)
     world.link.troubles.append(trouble)
 
     def end() -> None:
@@ -125,7 +123,7 @@ def _move_coordinator(world: World, fault: PlannedFault) -> None:
 
 def _restart_broker(world: World, fault: PlannedFault) -> None:
     """The broker is away for a while."""
-    if not world.is_broker_down:
+    if not world.broker.is_down:
         world.struck[fault.kind] += 1
         world.restart_broker(fault.seconds)
 
@@ -133,7 +131,7 @@ def _restart_broker(world: World, fault: PlannedFault) -> None:
 def _truncate(world: World, fault: PlannedFault) -> None:
     """The broker comes back without the end of a log."""
     tp = world.pick_partition(fault)
-    if not world.is_broker_down and world.truncate(tp, fault.share):
+    if not world.broker.is_down and world.truncate(tp, fault.share):
         world.struck[fault.kind] += 1
         world.restart_broker(0.5)
 

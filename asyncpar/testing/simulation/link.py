@@ -31,7 +31,6 @@ class Trouble:
     kind: str
     member: str | None
     share: float
-    seconds: float
 
     def hits(self, member: str, rng: random.Random) -> bool:
         """Whether the next request of `member` is one of them."""

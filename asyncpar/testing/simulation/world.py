@@ -265,11 +265,6 @@ class World:
         assert isinstance(found, int)
         return found / 1000
 
-    @property
-    def is_broker_down(self) -> bool:
-        """True while the broker is away."""
-        return self.broker.is_down
-
     def pick(self, fault: PlannedFault) -> Member | None:
         """The member that a fault hits; None when nobody is there."""
         return self.members[int(fault.pick * len(self.members))] if self.members else None

@@ -36,7 +36,7 @@ def test_what_is_lost_raises_or_is_found_out_late(kind: str, times: int) -> None
 
     @virtually
     async def lives() -> None:
-        link = make(Trouble(kind, "m", 1.0, 1.0))
+        link = make(Trouble(kind, "m", 1.0))
         waits = []
         for _ in range(20):
             served = list[int]()
@@ -55,7 +55,7 @@ def test_what_is_lost_raises_or_is_found_out_late(kind: str, times: int) -> None
 @virtually
 async def test_a_repeated_request_is_served_twice_and_answered_once() -> None:
     """As after a retry on the way."""
-    link, served = make(Trouble("request repeated", None, 1.0, 1.0)), list[int]()
+    link, served = make(Trouble("request repeated", None, 1.0)), list[int]()
     await link("OffsetCommit", "m", lambda: served.append(1))
     assert served == [1, 1]
 
@@ -63,7 +63,7 @@ async def test_a_repeated_request_is_served_twice_and_answered_once() -> None:
 @virtually
 async def test_trouble_of_one_member_leaves_the_others_alone() -> None:
     """And a share of 0 hits nobody."""
-    link = make(Trouble("request lost", "other", 1.0, 1.0), Trouble("answer lost", None, 0.0, 1.0))
+    link = make(Trouble("request lost", "other", 1.0), Trouble("answer lost", None, 0.0))
     assert await link("Heartbeat", "m", lambda: 7) == 7
     assert not link.struck
 
