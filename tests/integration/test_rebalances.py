@@ -54,10 +54,7 @@ async def test_a_member_that_joins_and_leaves_under_load_causes_no_duplicate(
         await until_handled_by(history_path, first, 500)
         assert await asyncio.to_thread(second.stop) == 0, second.log
         left_at = time.monotonic_ns()
-        await eventually(
-            lambda: len(partitions_since(history_path, first, left_at)) == 4,
-            "the first member has all partitions again",
-        )
+        await until_all_run_on(history_path, first, left_at, 4)
     finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert await asyncio.to_thread(first.stop) == 0, first.log
 
@@ -78,6 +75,14 @@ def partitions_since(history_path: Path, member: Member, monotonic_ns: int) -> s
     }
 
 
+async def until_all_run_on(history_path: Path, member: Member, since_ns: int, partitions: int) -> None:
+    """Wait until `member` has started records of all partitions since then."""
+    await eventually(
+        lambda: len(partitions_since(history_path, member, since_ns)) == partitions,
+        f"member {member.pid} has all {partitions} partitions",
+    )
+
+
 async def test_a_member_killed_under_load_is_replaced_by_the_others(
     broker: Broker, make_topic: TopicFactory, group_id: str, members: MemberFactory, history_path: Path
 ) -> None:
@@ -94,9 +99,7 @@ async def test_a_member_killed_under_load_is_replaced_by_the_others(
         victim.kill()
         note(history_path, "dead", victim)
         died_at = time.monotonic_ns()
-        await eventually(
-            lambda: len(partitions_since(history_path, other, died_at)) == 4, "the other has all partitions"
-        )
+        await until_all_run_on(history_path, other, died_at, 4)
     finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert await asyncio.to_thread(other.stop) == 0, other.log
 
@@ -153,10 +156,7 @@ async def test_a_member_frozen_beyond_its_session_starts_nothing_that_others_own
         await until_handled_by(history_path, other, 300)
 
         frozen_at = freeze(history_path, zombie)
-        await eventually(
-            lambda: len(partitions_since(history_path, other, frozen_at)) == 4,
-            "the other member has all partitions",
-        )
+        await until_all_run_on(history_path, other, frozen_at, 4)
         thawed_at = thaw(history_path, zombie)
         await eventually(
             lambda: new_life(read(history_path), zombie, thawed_at), "the zombie is a member again"
