@@ -65,8 +65,9 @@ class CommitLaws(Checker):
     The position is the highest one that the member was delivered up to or sought; past it only what the
     restored metadata lists as done, or what the member's own stragglers have done since (adopted). Never
     below where the assignment began, and never back, unless the log was truncated. No commit is sent after
-    `released` or `lost`, and a revoke does not return before its time is up while one is not answered
-    (source: ARCHITECTURE, law 2; AIOKAFKA 0.2).
+    `released` or `lost`, and a revoke does not return before its time is up while one is not answered.
+    Metadata that the broker refused as too large is not sent again at that length (source: ARCHITECTURE,
+    law 2; AIOKAFKA 0.2; DECISIONS, "learn the limit").
     """
 
     def committed(self, part: Partition, commit: Commit) -> None:
@@ -81,6 +82,9 @@ class CommitLaws(Checker):
         if event.offset > tenure.position and not _is_known_done(part, commit, tenure):
             what = f"{part.tp}: {event.offset} is beyond the position {tenure.position}"
             self.found("COMMIT", what, event)
+        if commit.refused_chars and len(event.detail) >= commit.refused_chars:
+            what = f"{len(event.detail)} characters of metadata, but {commit.refused_chars} were too many"
+            self.found("COMMIT", f"{part.tp}: {event.member} committed {what}", event)
         if tenure.cut:
             return
         if tenure.commits and event.offset < tenure.commits[-1].event.offset:

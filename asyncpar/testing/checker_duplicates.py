@@ -20,7 +20,7 @@ class Duplicates(Checker):
 
     Unclean: dead, lost, displaced, or removed (a commit answered stale); a clean release or stop counts as
     unclean only for what could not be committed: the final commit failed, another commit of the member still
-    waited for its answer, or the call outlived the drain.
+    waited for its answer, the member was frozen to the end of the drain, or the call outlived the drain.
     Even then a record must not start again that an acknowledged commit covered: one sent after the end, by
     its offset, or by its metadata; and it must be in the metadata unless that was near its cap. What a
     straggler does counts for nobody, and what a displaced member starts is SERIAL's concern (source:
@@ -85,7 +85,7 @@ class Duplicates(Checker):
 
     def _why_clean(self, ok: Call, tenure: Tenure) -> str:
         """Why what ended well had to be committed at a clean end of its tenure; "" when it could not be."""
-        could_not = tenure.stale or tenure.short or tenure.hung or _has_failed_since(ok, tenure)
+        could_not = tenure.stale or tenure.short or tenure.mute or _has_failed_since(ok, tenure)
         # What lies above all that the metadata can hold changes nothing in it: there is nothing to commit.
         is_full = bool(tenure.commits) and _is_near_cap(tenure.commits[-1])
         if could_not or is_full or tenure.over not in ("released", "left"):
@@ -127,7 +127,7 @@ def _has_failed_since(ok: Call, tenure: Tenure) -> bool:
 
 def _is_near_cap(commit: Commit) -> bool:
     """Runs may have been left out: the text or, before deflation, its runs come near the cap."""
-    if commit.may_be_short or len(commit.event.detail) > MAX_CHARS * _FULL_SHARE:
+    if commit.refused_chars is not None or len(commit.event.detail) > MAX_CHARS * _FULL_SHARE:
         return True
     room = (MAX_CHARS - _HEAD_CHARS) * 6 // 8
     cursor, size = commit.event.offset, 0

@@ -134,9 +134,9 @@ class Tenure:
         "cut",
         "deadline_ns",
         "held",
-        "hung",
         "index",
         "last_starts",
+        "mute",
         "over",
         "position",
         "restored",
@@ -166,8 +166,10 @@ class Tenure:
         """A commit was answered: you are no longer a member."""
         self.cut = 0
         """The index of the event that truncated the log meanwhile; 0: none did."""
-        self.hung = False
-        """When it was closed, a commit of its member waited for its answer: no other one could be sent."""
+        self.mute = False
+        """When it was closed its member could send no commit: another one waited for its answer, or the
+        member had been frozen until the revoke's time was up.
+        """
         self.short = False
         """The broker refused its member's metadata as too large: what is done above a gap stays out."""
         self.last_starts: dict[Lane, tuple[Sent, int]] = {}
@@ -217,14 +219,14 @@ class Call:
 class Commit:
     """One commit of one partition."""
 
-    __slots__ = ("answer", "answer_ns", "event", "index", "may_be_short", "runs", "tenure")
+    __slots__ = ("answer", "answer_ns", "event", "index", "refused_chars", "runs", "tenure")
 
-    def __init__(self, event: Event, index: int, tenure: Tenure | None, *, may_be_short: bool) -> None:
+    def __init__(self, event: Event, index: int, tenure: Tenure | None, *, refused_chars: int | None) -> None:
         self.event = event
         self.index = index
         self.tenure = tenure
-        self.may_be_short = may_be_short
-        """The broker has refused this member's metadata as too large before."""
+        self.refused_chars = refused_chars
+        """The shortest metadata of this member that the broker had refused as too large; None: none."""
         self.answer = ""
         self.answer_ns: int | None = None
         self.runs: list[tuple[int, int]] | None = None

@@ -38,7 +38,8 @@ class Replay:
         """Members that have left and not joined again: what still ran there ends with its process."""
         self._later_logs = _logs(events, rules, self.joins)
         self.parts = {tp: Partition(tp, logs.pop(0)) for tp, logs in self._later_logs.items()}
-        self._refused: set[str] = set()
+        self._refused: dict[str, int] = {}
+        """By member: the length of the shortest metadata that was refused as too large."""
 
     def run(self, checkers: Sequence[Checker]) -> None:
         """Walk, and tell `checkers`."""
@@ -134,7 +135,7 @@ class Replay:
             return
         self._end_tenure(part, tenure, how)
         tenure.closed, tenure.closed_ns = how, event.at_ns
-        tenure.hung = self._waits_for_an_answer(event)
+        tenure.mute = self._waits_for_an_answer(event) or self._was_frozen_through(tenure)
         if tenure.revoke_ns is None:
             for ceded in self._revoked:
                 ceded(tenure, index)
@@ -146,6 +147,14 @@ class Replay:
         since = event.at_ns - _LONGEST_COMMIT_NS
         commits = (part.last_commits.get(event.member) for part in self.parts.values())
         return any(one and one.answer_ns is None and one.event.at_ns > since for one in commits)
+
+    def _was_frozen_through(self, tenure: Tenure) -> bool:
+        """Its member ran on only when the drain of its revoke was over."""
+        grace_ms, freezes = self.rules.max_revoke_grace_ms, self.freezes.get(tenure.assign.member)
+        drains_until = None if grace_ms is None else tenure.drain_ns(grace_ms)
+        if drains_until is None or not freezes or freezes[-1][1] is None:
+            return False
+        return freezes[-1][1] >= drains_until - self.rules.tolerance_ns
 
     def _end_tenure(self, part: Partition, tenure: Tenure, how: str) -> None:
         """It is over, whether or not the member knows. What runs now is a straggler."""
@@ -234,7 +243,7 @@ class Replay:
     def _commit(self, event: Event, index: int) -> None:
         part = self._part(event.tp)
         tenure = part.tenures.get(event.member)
-        commit = Commit(event, index, tenure, may_be_short=event.member in self._refused)
+        commit = Commit(event, index, tenure, refused_chars=self._refused.get(event.member))
         self.counts["commits"] += 1
         for listen in self._committed:
             listen(part, commit)
@@ -257,7 +266,8 @@ class Replay:
                 if tenure is not None and not tenure.closed and tenure.index <= commit.index:
                     tenure.stale = True
         elif event.detail == _TOO_LARGE:
-            self._refused.add(event.member)
+            chars = len(commit.event.detail)
+            self._refused[event.member] = min(chars, self._refused.get(event.member, chars))
             for part in self.parts.values():
                 if (tenure := part.tenures.get(event.member)) is not None:
                     tenure.short = True

@@ -166,7 +166,7 @@ COMMITS = (
         "core.commits",
         old="        budget.refused(len(made.committed.metadata))",
         new="        pass",
-        checks=("STUCK", "DUPLICATES"),
+        checks=("COMMIT",),
     ),
     Bug(
         "only-the-offset-is-compared",

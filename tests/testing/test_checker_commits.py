@@ -173,6 +173,18 @@ def test_commits_are_retried() -> None:
     assert fine(tale)
 
 
+def test_metadata_that_was_too_large_is_not_sent_again_as_long() -> None:
+    """Shorter is fine; as long is not. Another member has to learn for itself."""
+
+    def refused() -> Tale:
+        return opened().ran(A, 0, 2).commit_sent(A, 1, (2, 3)).answered(A, "metadata_too_large")
+
+    assert fine(refused().committed(A, 1, text=""))
+    assert broken(refused().committed(A, 1, (2, 3))) == ["COMMIT"]
+    handed_over = refused().committed(A, 1, text="").revoked(A).released(A).given(B, 1).polled(B, 1, 4)
+    assert fine(handed_over.committed(B, 1, (2, 3)))
+
+
 # -- STUCK ---------------------------------------------------------------------------------------
 
 

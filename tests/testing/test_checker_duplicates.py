@@ -115,6 +115,14 @@ def test_a_clean_release_leaves_nothing_behind() -> None:
     assert fine(again(tale, 1, start=1))
 
 
+def test_a_member_frozen_through_its_drain_cannot_commit() -> None:
+    """It wakes up when the time is over, and gives back at once; woken in time, it has to commit."""
+    for asleep_ms, is_ok in ((GRACE_MS, True), (GRACE_MS - 100, False)):
+        tale = opened().began(A, 0).revoked(A).ended(A, 0)
+        tale.note("freeze", A).wait(asleep_ms).note("thaw", A).released(A)
+        assert again(tale, 0).judged().is_ok is is_ok
+
+
 def test_a_call_that_ends_within_the_grace_must_be_committed() -> None:
     """The revoke waited for it, and then committed too early."""
     tale = (

@@ -30,7 +30,7 @@ _REFUSALS: tuple[tuple[Request, Code], ...] = (
     ("ListOffsets", Code.NOT_LEADER_OR_FOLLOWER),
     ("Metadata", Code.LEADER_NOT_AVAILABLE),
 )
-_SMALL_METADATA = (16, 80, 200)
+_SMALL_METADATA = (16, 140, 200)
 """Characters: room for nothing, for a few runs, and for as many as bring the gate down now and then."""
 _ABORTED_RECORDS = 20
 _HOLE = 7

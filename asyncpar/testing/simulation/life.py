@@ -17,7 +17,6 @@ from asyncpar.testing.simulation.world import World
 from asyncpar.testing.virtual_time import SimulationError, virtual_time
 
 MAX_STEPS = 5_000_000
-_BATCH_RECORDS = 500
 _KEY_BYTES = 20
 STATES = (
     "handler raises",
@@ -30,6 +29,7 @@ STATES = (
     "partition halted",
     "retry",
     "record restored as done",
+    "records held back",
     "stale completion",
     "straggler left",
     "straggler adopted",
@@ -116,6 +116,7 @@ def rules_of(plan: Plan, world: World) -> Rules:
     # What still runs of a halted partition, or from before a log was cut, is not counted: the slots bound it.
     begins_again = plan.attempts is not None or world.struck["log truncated"] > 0
     uncounted = plan.handler["concurrency"] if begins_again else 0
+    chunk = settings["poll_batch_size"] + uncounted  # type: ignore[operator]
     return Rules(
         order=plan.handler["order"],  # type: ignore[arg-type]
         session_timeout_ms=settings["session_timeout_ms"],  # type: ignore[arg-type]
@@ -123,7 +124,7 @@ def rules_of(plan: Plan, world: World) -> Rules:
         shutdown_drain_timeout_ms=settings["shutdown_drain_timeout_ms"],  # type: ignore[arg-type]
         max_in_flight=settings["max_in_flight"] + uncounted,  # type: ignore[operator]
         max_in_flight_bytes=settings.get("max_in_flight_bytes"),  # type: ignore[arg-type]
-        chunk_bytes=_BATCH_RECORDS * (plan.payload_bytes + _KEY_BYTES),
+        chunk_bytes=chunk * (plan.payload_bytes + _KEY_BYTES),
         finals=world.finals(),
     )
 

@@ -139,6 +139,14 @@ class Member:
             for tp, offset in session.watchdog.idle_blocks.items()
         ]
 
+    def holds_back(self) -> bool:
+        """True while records wait for shorter metadata."""
+        return any(
+            partition.queues is not None and partition.queues.held
+            for runtime in (self._app.runtimes if self._app is not None else ())
+            for partition in runtime.state.partitions.values()
+        )
+
     def states(self) -> Counter[str]:
         """What its engine went through, by its own counters: to see that the rig reaches it."""
         met: Counter[str] = Counter()

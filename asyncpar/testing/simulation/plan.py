@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CHAOS_SECONDS = 60.0
 """Faults and records come in the first minute; then the world heals."""
 MIN_RECORDS, MAX_RECORDS = 2_000, 2_400
 MIN_FAULTS, MAX_FAULTS = 4, 14
+FULL_METADATA = 4_096
+"""Kafka's own default of `offset.metadata.max.bytes`."""
+_GAPS_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Plan:
     attempts: int | None
     mix: Mix
     faults: Sequence[PlannedFault] = field(default=())
+    metadata_max_bytes: int = FULL_METADATA
+    """The broker's `offset.metadata.max.bytes`."""
     chaos_seconds: float = CHAOS_SECONDS
 
     def rng(self, part: str) -> random.Random:
@@ -77,6 +82,24 @@ class Plan:
 
 def draw(seed: int, kinds: Mapping[str, float]) -> Plan:
     """The plan of life `seed`; `kinds` weighs the faults."""
+    plan = _draw(seed, kinds)
+    rng = plan.rng("gaps")
+    return _with_gaps(plan, rng) if rng.random() < _GAPS_SHARE else plan
+
+
+def _with_gaps(plan: Plan, rng: random.Random) -> Plan:
+    """More gaps between what is done than the broker's metadata can hold."""
+    return replace(
+        plan,
+        settings={**plan.settings, "max_in_flight": 5_000},
+        handler={**plan.handler, "concurrency": 100, "order": "key"},
+        keys=400,
+        mix=replace(plan.mix, hanging=0.05),
+        metadata_max_bytes=rng.choice((140, 200)),
+    )
+
+
+def _draw(seed: int, kinds: Mapping[str, float]) -> Plan:
     rng = random.Random(f"{seed}/plan")
     partitions = {"orders": rng.randint(1, 4)}
     if rng.random() < 0.3:
@@ -95,7 +118,7 @@ def draw(seed: int, kinds: Mapping[str, float]) -> Plan:
         "retry_max_ms": 2_000,
         "http_port": 0,
     }
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         settings["max_in_flight_bytes"] = 8_192
     handler: dict[str, object] = {
         "concurrency": rng.choice((1, 4, 20, 100)),

@@ -32,7 +32,6 @@ REST_SECONDS = 180.0
 """After it has healed, everything must be done within this time: sessions, rebalances and retries fit in."""
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
-_FULL_METADATA = 4_096
 _METADATA_MAX_AGE_MS = 5_000
 
 
@@ -49,7 +48,12 @@ class World:
         self.healed = asyncio.Event()
         self.fates = Fates(plan, self.healed)
         self.link = TroubledLink(plan.rng("link"), VirtualLoop.context_of(""))
-        self.broker = MemoryBroker(link=self.link, recorder=self.history, wall=loop.time)
+        self.broker = MemoryBroker(
+            link=self.link,
+            recorder=self.history,
+            wall=loop.time,
+            metadata_max_bytes=plan.metadata_max_bytes,
+        )
         self.members: list[Member] = []
         """Those that live; the last joined last."""
         self.max_members = plan.members + 2
@@ -89,6 +93,7 @@ class World:
             found = {text for member in self.members for text in member.neglected()} - seen
             self.problems += sorted(found)
             seen |= found
+            self.states["records held back"] += sum(member.holds_back() for member in self.members)
 
     def _striker(self, fault: PlannedFault) -> Callable[[], None]:
         _, strike = FAULTS[fault.kind]
@@ -136,7 +141,7 @@ class World:
         self.healed.set()
         self.link.troubles.clear()
         self._bring_broker_up()
-        self.broker.metadata_max_bytes = _FULL_METADATA
+        self.broker.metadata_max_bytes = self.plan.metadata_max_bytes
         for member in self.members:
             self._thaw(member)
         self.history.note("heal")
@@ -340,8 +345,9 @@ class World:
 
     def limit_metadata(self, max_bytes: int, seconds: float) -> None:
         """The broker takes at most so much metadata for a while."""
-        self.broker.metadata_max_bytes = max_bytes
-        self.later(seconds, lambda: setattr(self.broker, "metadata_max_bytes", _FULL_METADATA))
+        usual = self.plan.metadata_max_bytes
+        self.broker.metadata_max_bytes = min(max_bytes, usual)
+        self.later(seconds, lambda: setattr(self.broker, "metadata_max_bytes", usual))
 
     def write_foreign_metadata(self, tp: TopicPartition, *, is_copy: bool) -> bool:
         """Put another tool's string beside the committed offset; False when there is none to put.
