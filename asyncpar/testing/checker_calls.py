@@ -22,7 +22,7 @@ from asyncpar.testing.checker_model import (
     Sent,
     Tenure,
 )
-from asyncpar.testing.checker_restored import restored_runs
+from asyncpar.testing.checker_restored import is_within, restored_runs
 from asyncpar.testing.history import Event
 
 _CANCEL_NS = 1_000_000_000
@@ -89,7 +89,7 @@ class Order(Checker):
         restored = restored_runs(call.part, tenure)
         for left in records[first : record.rank]:
             is_known = not left.ends or left.ghost or tenure.is_adopted(left)
-            if not is_known and not any(start <= left.offset < end for start, end in restored):
+            if not is_known and not is_within(restored, left.offset):
                 what = f"{call.start.tp} offset {record.offset} started"
                 self.found("ORDER", f"{what}, offset {left.offset} of its key was left out", call.start)
                 return

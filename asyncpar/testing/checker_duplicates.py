@@ -13,6 +13,7 @@ from asyncpar.testing.checker_restored import covers, runs_of
 
 _FULL_SHARE = 0.75
 _HEAD_CHARS = 13
+_LONGEST_RUN_BYTES = 20
 
 
 class Duplicates(Checker):
@@ -131,6 +132,8 @@ def _is_near_cap(commit: Commit) -> bool:
         return True
     room = (MAX_CHARS - _HEAD_CHARS) * 6 // 8
     cursor, size = commit.event.offset, 0
+    if len(runs_of(commit)) * _LONGEST_RUN_BYTES <= room * _FULL_SHARE:
+        return False
     for first, end in runs_of(commit):
         size += _varint_bytes(first - cursor) + _varint_bytes(end - first)
         cursor = end

@@ -5,6 +5,9 @@ Lives here: the only place where checkers read asyncpar's own format. Never here
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import itemgetter
+
 from asyncpar.core.offset_codec import Ignored, decode
 from asyncpar.testing.checker_model import Commit, Partition, Tenure
 
@@ -19,11 +22,11 @@ def runs_of(commit: Commit) -> list[tuple[int, int]]:
 
 def covers(commit: Commit, offset: int) -> bool:
     """`commit` says that `offset` is done."""
-    return offset < commit.event.offset or any(first <= offset < end for first, end in runs_of(commit))
+    return offset < commit.event.offset or is_within(runs_of(commit), offset)
 
 
 def restored_runs(part: Partition, tenure: Tenure) -> list[tuple[int, int]]:
-    """Ascending runs that `tenure` may have found listed as done where it began.
+    """Ascending runs without overlaps that `tenure` may have found listed as done where it began.
 
     Of every commit of that offset before it, since nobody knows which of the unanswered ones was stored; back
     to where a lower one was.
@@ -37,5 +40,22 @@ def restored_runs(part: Partition, tenure: Tenure) -> list[tuple[int, int]]:
                     break
                 if commit.event.offset == start:
                     found += runs_of(commit)
-        tenure.restored = sorted(found)
+        tenure.restored = _joined(sorted(found))
     return tenure.restored
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same without overlaps; `runs` ascend by their starts."""
+    joined: list[tuple[int, int]] = []
+    for first, end in runs:
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((first, end))
+    return joined
+
+
+def is_within(runs: list[tuple[int, int]], offset: int) -> bool:
+    """One of `runs`, which ascend and do not overlap, has `offset` in it."""
+    at = bisect_right(runs, offset, key=itemgetter(0))
+    return at > 0 and offset < runs[at - 1][1]

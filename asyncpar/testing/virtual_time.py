@@ -126,6 +126,24 @@ class VirtualLoop(base_events.BaseEventLoop):
         heapq.heappush(self._timers, (when, self._made_timers, timer))
         return timer
 
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> events.TimerHandle:
+        """See asyncio."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> events.Handle:
+        """See asyncio; without its debug mode."""
+        handle = events.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
     def _run_once(self) -> None:
         """One turn: what is ready now runs, or time moves on to the next timer."""
         ready, timers = self._ready, self._timers

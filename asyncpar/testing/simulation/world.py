@@ -57,10 +57,12 @@ class World:
         self.members: list[Member] = []
         """Those that live; the last joined last."""
         self.max_members = plan.members + 2
+        self._topics = tuple(plan.partitions)
         self._born = 0
         self._rng = plan.rng("world")
         self._sent = 0
-        self._held_back: set[TopicPartition] = set()
+        self._open = {topic: list(range(count)) for topic, count in plan.partitions.items()}
+        """By topic: the partitions that the producer uses."""
         self._ending = False
         self._broker_is_up = asyncio.Event()
         self._broker_is_up.set()
@@ -121,20 +123,14 @@ class World:
     def _send_one(self, key_draw: float, keyless_draw: float, broken_draw: float) -> None:
         plan = self.plan
         self._sent += 1
-        topics = list(plan.partitions)
-        topic = topics[self._sent % len(topics)]
+        topic = self._topics[self._sent % len(self._topics)]
         # Squared: some keys come much more often than others.
         key = None if keyless_draw < plan.keyless_share else b"k%d" % int(plan.keys * key_draw * key_draw)
-        open_ones = self._open_partitions(topic)
+        open_ones = self._open[topic]
         partition = open_ones[(self._sent if key is None else int(key[1:])) % len(open_ones)]
         size = int(plan.payload_bytes * broken_draw)
         value = BROKEN if broken_draw < plan.mix.skipped else (b"v%d" % self._sent).ljust(size, b".")
         self.broker.send(topic, value, key, partition=partition)
-
-    def _open_partitions(self, topic: str) -> list[int]:
-        """Those that the producer uses."""
-        every = range(self.plan.partitions[topic])
-        return [number for number in every if TopicPartition(topic, number) not in self._held_back]
 
     def _heal(self) -> None:
         """End every fault; whoever is missing comes back."""
@@ -316,9 +312,10 @@ class World:
         """
         log = self.broker.log(tp)
         end = max(log.start, log.end - 1 - int(share * 30))
-        if end >= log.end or not set(self._open_partitions(tp.topic)) - {tp.partition}:
+        others = [number for number in self._open[tp.topic] if number != tp.partition]
+        if end >= log.end or not others:
             return False
-        self._held_back.add(tp)
+        self._open[tp.topic] = others
         self.history.note("fault", tp=tp, offset=end, detail=TRUNCATE)
         self.broker.truncate(tp, end)
         return True
