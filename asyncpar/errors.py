@@ -17,9 +17,18 @@
     ├── DecodeError                     a payload, key or header does not fit its annotation
     │   └── TombstoneError              a record without a value, for a payload that may not be None
     ├── HandlerFailedError              a plain handler raised what must not leave it (SystemExit)
+    ├── HandlerTimeoutError             a handler ran for longer than its `timeout_ms`
+    ├── PublishError                    a record could not be written; asyncpar tries again
     └── BrokerError                     one request failed; asyncpar retries it (never leaves run())
         ├── OffsetOutOfRangeError       the position does not exist any more (or not yet)
         └── FetchError                  a fetch raised; positions must be restored
+
+What a handler may raise to say what is to happen to its record (none of them is an AsyncparError):
+
+    Retryable   again, after the usual delay, whatever `on=` and `not_on=` say
+    RetryAfter  again, after a delay of its own
+    Permanent   never again: to the dead letters, or halt
+    Skip        done: passed over on purpose
 
 Adapters translate foreign exceptions into these at the border. A message says what happened,
 where, and what to do, on one line.
@@ -28,8 +37,11 @@ where, and what to do, on one line.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 from asyncpar.records import TopicPartition
+
+PublishReason: TypeAlias = Literal["unreachable", "unknown_topic", "too_large", "forbidden", "other"]
 
 
 class AsyncparError(Exception):
@@ -148,5 +160,44 @@ class FetchError(BrokerError):
         super().__init__(message)
 
 
-class RecordSkipped(Exception):  # noqa: N818 - not an error: a decision, passed as one
-    """A record is passed over on purpose and counts as done. Never leaves the runtime."""
+class HandlerTimeoutError(AsyncparError):
+    """A handler ran for longer than its `timeout_ms` and was cancelled: an ordinary failure."""
+
+
+class PublishError(AsyncparError):
+    """A record was not acknowledged by the topic that it was sent to. It may be there all the same.
+
+    `reason` is one of: unreachable, unknown_topic, too_large, forbidden, other. Only `too_large` is about the
+    record; asyncpar holds what depends on it, and tries again for as long as it lasts.
+    """
+
+    def __init__(self, message: str, reason: PublishReason) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class Skip(Exception):  # noqa: N818 - not an error: a decision, passed as one
+    """Raised by a handler: the record is passed over on purpose and counts as done."""
+
+
+class Retryable(Exception):  # noqa: N818 - as above
+    """Raised by a handler: this failure may pass. The record runs again, whatever `on=` and `not_on=` say."""
+
+
+class RetryAfter(Retryable):
+    """Raised by a handler: run the record again in `delay_ms` milliseconds. Counts as an attempt.
+
+    Raises ValueError for a delay that is negative or no whole number.
+    """
+
+    def __init__(self, message: str = "", *, delay_ms: int) -> None:
+        if type(delay_ms) is not int or delay_ms < 0:
+            raise ValueError(
+                f"RetryAfter: delay_ms={delay_ms!r} must be a whole number of milliseconds, 0 or more"
+            )
+        self.delay_ms = delay_ms
+        super().__init__(message or f"again in {delay_ms} ms")
+
+
+class Permanent(Exception):  # noqa: N818 - as above
+    """Raised by a handler: this failure will not pass. The record goes to the dead letters, or halts."""

@@ -12,7 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from asyncpar.records import Chunk, CommitAnswer, Committed, GroupToken, TopicPartition
+from asyncpar.records import (
+    Chunk,
+    CommitAnswer,
+    Committed,
+    GroupToken,
+    OutgoingRecord,
+    TopicPartition,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,35 @@ class Membership(Protocol):
 
 class Consumer(RecordSource, OffsetStore, LogBounds, Membership, Protocol):
     """One member of one group: what an adapter provides. Single-use: start once, stop once."""
+
+
+class Producer(Protocol):
+    """Writes records: idempotent, acknowledged by all replicas in sync, bounded in time."""
+
+    async def start(self) -> None:
+        """Connect. Raises BrokerUnreachableError, AuthenticationError, AuthorizationError."""
+
+    async def send(self, record: OutgoingRecord, timeout_s: float) -> tuple[TopicPartition, int]:
+        """Write one record; where it is, once acknowledged. Concurrent calls share requests.
+
+        Records of one key that are sent one after another (each awaited) lie in that order. Raises
+        PublishError, at the latest after about `timeout_s`; then the record may be there or not.
+        """
+
+    async def partition_count(self, topic: str, timeout_s: float) -> int | None:
+        """How many partitions `topic` has; None when it does not exist. Never creates it.
+
+        Raises PublishError.
+        """
+
+    async def stop(self, timeout_s: float) -> None:
+        """Close, within about `timeout_s`, also with the broker down. Never raises."""
+
+
+class ProducerFactory(Protocol):
+    """Makes a fresh producer."""
+
+    def __call__(self) -> Producer: ...
 
 
 class ConsumerFactory(Protocol):

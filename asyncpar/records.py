@@ -51,6 +51,18 @@ class Chunk(NamedTuple):
     records: list[RawRecord]
 
 
+class OutgoingRecord(NamedTuple):
+    """A record to be written. `partition` None: by the hash of its key, as Kafka's own clients choose."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
+    timestamp: int | None = None
+    """Milliseconds since the epoch; None: now."""
+
+
 class Committed(NamedTuple):
     """A committed position: the next offset to read (the HWM) and the metadata string beside it."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, RecordSkipped
+from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, Skip
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Call, Middleware, compose
 from asyncpar.records import SUCCESS, Outcome, RawRecord, Record, Verdict
@@ -147,7 +147,7 @@ def _skipping_tombstones(attempt: Attempt) -> Attempt:
         topic: str, partition: int, raw: RawRecord, number: int, generation: int
     ) -> Coroutine[Any, Any, Any]:
         if raw.value is None:
-            raise RecordSkipped("a tombstone, and tombstones='skip'")
+            raise Skip("a tombstone, and tombstones='skip'")
         return attempt(topic, partition, raw, number, generation)
 
     return run
@@ -158,7 +158,7 @@ def _with_middlewares(name: str, attempt: Attempt, middlewares: Sequence[Middlew
         (record,) = call.records
         try:
             await attempt(record.topic, record.partition, record, call.attempt, record.generation)
-        except RecordSkipped as skipped:
+        except Skip as skipped:
             return Outcome(Verdict.SKIPPED, skipped)
         except DecodeError as error:
             return Outcome(Verdict.UNDECODABLE, error)

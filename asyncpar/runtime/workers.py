@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 from asyncpar.core.failures import Action, decide
 from asyncpar.core.virtual_partitions import ReadyQueue, VirtualPartition
-from asyncpar.errors import DecodeError, HandlerFailedError, RecordSkipped
+from asyncpar.errors import DecodeError, HandlerFailedError, Skip
 from asyncpar.records import RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.failure_log import FailureLog, brief
 from asyncpar.runtime.group_state import GroupState
@@ -247,7 +247,7 @@ class HandlerPool:
         self, me: Worker, task: asyncio.Task[None], raised: BaseException
     ) -> tuple[Verdict, BaseException]:
         """What an exception out of a handler means. Raises Interrupted when it settles nothing."""
-        if isinstance(raised, RecordSkipped):
+        if isinstance(raised, Skip):
             return Verdict.SKIPPED, raised
         if isinstance(raised, DecodeError):
             return Verdict.UNDECODABLE, raised

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncpar.errors import DecodeError, RecordSkipped
+from asyncpar.errors import DecodeError, Skip
 from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.handlers import Handler
 from asyncpar.testing.history import Event, History, Recorder, membership_sign
@@ -147,7 +147,7 @@ def _judged(outcome: Outcome) -> tuple[Ended, BaseException | None]:
 
 def _raised(error: BaseException) -> tuple[Ended, BaseException | None]:
     """What an attempt raised; a handler's own CancelledError looks like a cancellation."""
-    if isinstance(error, RecordSkipped):
+    if isinstance(error, Skip):
         return "skipped", None
     if isinstance(error, DecodeError):
         return "undecodable", error

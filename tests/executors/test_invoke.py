@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, RecordSkipped, TombstoneError
+from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, Skip, TombstoneError
 from asyncpar.executors.invoke import invocation
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Call, CallNext
@@ -58,7 +58,7 @@ def test_tombstones_are_skipped_where_told_so() -> None:
     async def handle(value: bytes) -> None:
         raise AssertionError
 
-    with pytest.raises(RecordSkipped):
+    with pytest.raises(Skip):
         invoke(handle, FakeRecord(0, value=None), tombstones="skip")
 
 
