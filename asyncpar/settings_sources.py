@@ -53,7 +53,9 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
         "max_in_flight_bytes": 8 * 1024 * 1024,
     },
     "test": {
+        "heartbeat_interval_ms": 100,
         "metadata_max_age_ms": 1_000,
+        "startup_timeout_ms": 5_000,
         "fetch_max_wait_ms": 20,
         "poll_batch_size": 4,
         "max_in_flight": 16,

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from asyncpar.records import TopicPartition as TopicPartition
     from asyncpar.testing.app import TestApp as TestApp
     from asyncpar.testing.checkers import Fault as Fault
     from asyncpar.testing.checkers import Final as Final
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from asyncpar.testing.history import History as History
     from asyncpar.testing.history import HistoryFile as HistoryFile
     from asyncpar.testing.history import handling as handling
+    from asyncpar.testing.history import read as read
     from asyncpar.testing.memory_broker import DISCONNECT as DISCONNECT
     from asyncpar.testing.memory_broker import LOST_ANSWER as LOST_ANSWER
     from asyncpar.testing.memory_broker import MemoryBroker as MemoryBroker
@@ -30,24 +32,26 @@ if TYPE_CHECKING:
     from asyncpar.testing.witness import Handled as Handled
 
 _HOMES = {
-    "DISCONNECT": "memory_broker",
-    "Event": "history",
-    "Fault": "checkers",
-    "Final": "checkers",
-    "Handled": "witness",
-    "HaltedError": "unsettled",
-    "History": "history",
-    "HistoryFile": "history",
-    "LOST_ANSWER": "memory_broker",
-    "MemoryBroker": "memory_broker",
-    "RecordPlace": "memory_topics",
-    "RecordingConsumer": "recording",
-    "Report": "checkers",
-    "Rules": "checkers",
-    "TestApp": "app",
-    "UnsettledError": "unsettled",
-    "check": "checkers",
-    "handling": "history",
+    "DISCONNECT": "testing.memory_broker",
+    "Event": "testing.history",
+    "Fault": "testing.checkers",
+    "Final": "testing.checkers",
+    "Handled": "testing.witness",
+    "HaltedError": "testing.unsettled",
+    "History": "testing.history",
+    "HistoryFile": "testing.history",
+    "LOST_ANSWER": "testing.memory_broker",
+    "MemoryBroker": "testing.memory_broker",
+    "RecordPlace": "testing.memory_topics",
+    "RecordingConsumer": "testing.recording",
+    "Report": "testing.checkers",
+    "Rules": "testing.checkers",
+    "TestApp": "testing.app",
+    "TopicPartition": "records",
+    "UnsettledError": "testing.unsettled",
+    "check": "testing.checkers",
+    "handling": "testing.history",
+    "read": "testing.history",
 }
 
 __all__ = [
@@ -66,9 +70,11 @@ __all__ = [
     "Report",
     "Rules",
     "TestApp",
+    "TopicPartition",
     "UnsettledError",
     "check",
     "handling",
+    "read",
 ]
 
 
@@ -76,7 +82,7 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'asyncpar.testing' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"asyncpar.testing.{home}"), name)
+    value: object = getattr(importlib.import_module(f"asyncpar.{home}"), name)
     globals()[name] = value
     return value
 

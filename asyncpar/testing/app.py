@@ -6,40 +6,39 @@
             await kafka.settled()
         assert billed == {"alice": 250}
 
-Lives here: sending, waiting, looking. Never here: apps and their settings (`rig`), clusters (`cluster`,
-`kafka_cluster`), reasons (`unsettled`). Used by tests. Always: every wait is bounded, and records are
-handled by the same code as in production.
+Lives here: its life, sending, looking. Never here: apps and their settings (`rig`), clusters (`cluster`,
+`kafka_cluster`), waiting (`waiting`) and its reasons (`unsettled`). Used by tests. Always: every wait is
+bounded, and records are handled by the same code as in production.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, get_args
 
 from asyncpar.app import App
 from asyncpar.errors import ConfigurationError
 from asyncpar.groups import DeclaredGroup
-from asyncpar.ports import Subscription
 from asyncpar.records import TopicPartition
 from asyncpar.settings import Settings
-from asyncpar.testing.checkers import Fault, Report, check
+from asyncpar.testing import arguments
+from asyncpar.testing.checkers import Fault, Report
 from asyncpar.testing.cluster import Cluster, MemoryCluster, Outgoing
-from asyncpar.testing.history import NO_PARTITION, History
+from asyncpar.testing.history import History
 from asyncpar.testing.memory_broker import MemoryBroker
 from asyncpar.testing.memory_topics import RecordPlace
 from asyncpar.testing.outgoing import Headers, Text, header_pairs, key_bytes, payload
-from asyncpar.testing.rig import Rig, Target, apps_of, settings_for
-from asyncpar.testing.rules import passes_over, rules_for
-from asyncpar.testing.unsettled import Open, halted, partition_status, unsettled
+from asyncpar.testing.rig import Rig, Target, apps_of, settings_for, takes
+from asyncpar.testing.rules import judge
+from asyncpar.testing.waiting import Waiting
 from asyncpar.testing.witness import Handled
 
-_LOOK_SECONDS = 0.005
+WhenUnsettled = Literal["raise", "ignore"]
 
 
 class TestApp:
@@ -52,7 +51,10 @@ class TestApp:
 
     With `bootstrap_servers` it runs on a real Kafka: each group under a name of its own, which begins where
     its topics end. With `broker` it runs on that one in memory; several can share it, as members of their
-    groups.
+    groups (each with an App of its own).
+
+    `unsettled`: whether the end of the block raises HaltedError or UnsettledError when something was sent
+    here that is not done, and nobody awaited `settled()` since.
 
     Raises ConfigurationError, SettingError; at the start of the block also what the app raises.
     """
@@ -67,21 +69,30 @@ class TestApp:
         broker: MemoryBroker | None = None,
         bootstrap_servers: str | None = None,
         env: Mapping[str, str] | None = None,
-        toml: Path | None = None,
+        toml: Path | str | None = None,
+        unsettled: WhenUnsettled = "raise",
         **settings: object,
     ) -> None:
+        broker = arguments.checked_broker(broker)
         if broker is not None and bootstrap_servers is not None:
             raise ConfigurationError("TestApp(...): give broker= or bootstrap_servers=, not both")
+        arguments.check_env(env)
+        arguments.check_choice("unsettled", unsettled, get_args(WhenUnsettled))
         self.handled: list[Handled] = []
         """Every attempt that has ended, in the order of the ends."""
-        self._partitions = dict(partitions or {})
+        self._partitions = arguments.checked_partitions(partitions)
+        self._must_settle = unsettled == "raise"
+        self._awaits_settled = False
+        """Something was sent, and nobody has awaited `settled` since."""
         if bootstrap_servers is not None:
             settings["bootstrap_servers"] = bootstrap_servers
         self._apps = apps_of(target)
-        self._loaded = [settings_for(app, settings, env or {}, toml) for app in self._apps]
+        path = arguments.checked_path(toml)
+        self._loaded = [settings_for(app, settings, env or {}, path) for app in self._apps]
         self._broker = None if bootstrap_servers is not None else broker or MemoryBroker()
         self._cluster = self._cluster_for(self._loaded[0].settings)
         self._rigs: list[Rig] = []
+        self._waiting = Waiting(self._rigs, self._cluster, self.handled)
         self._stack: AsyncExitStack | None = None
 
     def _cluster_for(self, settings: Settings) -> Cluster:
@@ -112,6 +123,8 @@ class TestApp:
             Rig(app, loaded, cluster, self.handled)
             for app, loaded in zip(self._apps, self._loaded, strict=True)
         ]
+        self._waiting = Waiting(self._rigs, cluster, self.handled)
+        self._awaits_settled = False
         for rig in self._rigs:
             rig.prepare(stack)
         await cluster.open()
@@ -119,7 +132,7 @@ class TestApp:
         made = await self._make_topics()
         existing = await cluster.partition_counts()
         for group in self._groups:
-            topics = [topic for topic in existing if _takes(group.subscription, topic)]
+            topics = [topic for topic in existing if takes(group, topic)]
             await cluster.begin(group.name, topics, made)
         for rig in self._rigs:
             await rig.start(stack)
@@ -128,34 +141,55 @@ class TestApp:
         """The topics that did not exist."""
         existing = await self._cluster.partition_counts()
         wanted = {topic: 1 for group in self._groups for topic in sorted(group.subscription.topics)}
+        unread = [topic for topic in self._partitions if not self._readers(topic)]
+        arguments.refuse_misspelt(unread, wanted.keys() - self._partitions.keys())
         made = []
         for topic, partitions in {**wanted, **self._partitions}.items():
             if topic not in existing:
                 await self._cluster.create_topic(topic, partitions)
                 made.append(topic)
             elif existing[topic] < partitions:
-                raise ConfigurationError(
-                    f"topic {topic!r} exists and has {existing[topic]} partitions, not {partitions}"
-                )
+                has = arguments.counted(existing[topic], "partition")
+                raise ConfigurationError(f"topic {topic!r} exists and has {has}, not {partitions}")
         return made
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop with a full drain; raises what ended an app, unless the body raised itself."""
+        """Stop with a full drain; raises what ended an app, unless the body raised itself.
+
+        Also HaltedError and UnsettledError, see `unsettled`: of what is not done when all has stopped.
+        """
         stack, self._stack = self._stack, None
-        if stack is not None:
-            await stack.__aexit__(kind, error, trace)
+        if stack is None:
+            return
+        before = self._waiting.statuses()
+        await stack.__aexit__(kind, error, trace)
+        if error is None and self._must_settle and self._awaits_settled:
+            self._waiting.check_settled(before)
+
+    def _check_started(self, what: str) -> None:
+        if not self._rigs:
+            raise ConfigurationError(
+                f"this TestApp has not run: use {what} inside or after `async with TestApp(...)`"
+            )
 
     def _check_running(self) -> None:
         if self._stack is None:
             raise ConfigurationError("this TestApp does not run: use it inside `async with TestApp(...)`")
-        for rig in self._rigs:
-            rig.check_alive()
+        self._waiting.check_alive()
 
     @property
     def _groups(self) -> list[DeclaredGroup]:
         return [group for rig in self._rigs for group in rig.groups]
+
+    @property
+    def _group_names(self) -> list[str]:
+        return sorted({group.name for group in self._groups})
+
+    def _readers(self, topic: str) -> list[str]:
+        """The groups that read `topic`."""
+        return sorted({group.name for group in self._groups if takes(group, topic)})
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -177,21 +211,23 @@ class TestApp:
         BrokerError, TypeError.
         """
         self._check_running()
+        arguments.check_whole_number("partition", partition)
+        arguments.check_whole_number("timestamp_ms", timestamp_ms, " of milliseconds since 1970")
         record = Outgoing(
             topic, payload(value), key_bytes(key), header_pairs(headers), partition, timestamp_ms
         )
         if topic not in await self._cluster.partition_counts():
-            self._check_read(topic)
+            self._check_read(topic, "name it in partitions= to have it all the same")
             await self._cluster.create_topic(topic, 1)
-        return await self._cluster.send(record)
+        place = await self._cluster.send(record)
+        self._awaits_settled = True
+        return place
 
-    def _check_read(self, topic: str) -> None:
-        if any(_takes(group.subscription, topic) for group in self._groups):
-            return
-        known = sorted({name for group in self._groups for name in group.subscription.topics})
-        near = difflib.get_close_matches(topic, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "name it in partitions= to have it all the same"
-        raise ConfigurationError(f"no handler reads topic {topic!r}; {hint}")
+    def _check_read(self, topic: str, otherwise: str) -> None:
+        if not self._readers(topic):
+            known = sorted({name for group in self._groups for name in group.subscription.topics})
+            hint = arguments.did_you_mean(topic, known, otherwise)
+            raise ConfigurationError(f"no handler reads topic {topic!r}; {hint}")
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -204,44 +240,24 @@ class TestApp:
         ends an app.
         """
         self._check_running()
-        loop = asyncio.get_running_loop()
-        bound = self._cluster.settled_seconds if timeout_s is None else timeout_s
-        deadline = loop.time() + bound
-        while True:
-            self._check_running()
-            places = self._open(raise_on_halt)
-            if not places:
-                return
-            if loop.time() >= deadline:
-                statuses = {rig.app: rig.app.status() for rig in self._rigs}
-                raise unsettled([(one, statuses[rig.app]) for one, rig in places], bound, self.handled)
-            await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            await self._waiting.settled(self._seconds(timeout_s), raise_on_halt=raise_on_halt)
+        finally:
+            self._awaits_settled = False
 
-    def _open(self, raise_on_halt: bool) -> list[tuple[Open, Rig]]:
-        """What is open, once per group and partition; what has halted is raised or left out."""
-        found: dict[tuple[str, TopicPartition], tuple[Open, Rig]] = {}
-        stopped: set[tuple[str, TopicPartition]] = set()
-        for rig in self._rigs:
-            status = rig.app.status()
-            for group in rig.groups:
-                for place in self._first_open(rig, group):
-                    partition = partition_status(status, place.group, place.tp)
-                    if partition is not None and partition.halt_reason is not None:
-                        if raise_on_halt:
-                            raise halted(partition, self.handled)
-                        stopped.add((place.group, place.tp))
-                    # Of several members the one that has the partition knows the reason.
-                    if (place.group, place.tp) not in found or partition is not None:
-                        found[place.group, place.tp] = place, rig
-        return [one for where, one in found.items() if where not in stopped]
+    async def assigned(self, at_least: int = 1, *, timeout_s: float | None = None) -> list[TopicPartition]:
+        """Wait until each group of each app here holds `at_least` partitions; returns all that are held here.
 
-    def _first_open(self, rig: Rig, group: DeclaredGroup) -> list[Open]:
-        return [
-            Open(group.name, tp, offset)
-            for topic in self._cluster.topics_sent_to()
-            if _takes(group.subscription, topic)
-            for tp, offset in self._cluster.first_open(group.name, topic, rig.settings)
-        ]
+        For tests with several members: await it of the one that came last, and of those that take over
+        when one has left. `timeout_s` as for `settled`; UnsettledError says who holds what.
+        """
+        self._check_running()
+        arguments.check_whole_number("at_least", at_least, " of partitions")
+        return await self._waiting.assigned(at_least, self._seconds(timeout_s))
+
+    def _seconds(self, timeout_s: float | None) -> float:
+        arguments.check_seconds("timeout_s", timeout_s)
+        return self._cluster.settled_seconds if timeout_s is None else timeout_s
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -267,25 +283,40 @@ class TestApp:
 
         `group` is needed only where several groups read the topic.
         """
-        readers = sorted({one.name for one in self._groups if _takes(one.subscription, topic)})
+        self._check_started("committed()")
+        arguments.check_whole_number("partition", partition)
+        self._check_read(topic, "so nobody commits it")
+        readers = self._readers(topic)
         if group is None and len(readers) > 1:
             raise ConfigurationError(
                 f"several groups read {topic!r}; give group=, one of {', '.join(readers)}"
             )
-        if not readers or group not in (None, *readers):
-            raise ConfigurationError(f"no group {group or ''} reads {topic!r}".replace("  ", " "))
+        if group not in (None, *readers):
+            hint = f"it is read by {' and '.join(readers)}"
+            raise ConfigurationError(f"no group {group!r} reads topic {topic!r}; {hint}")
+        has = self._cluster.partitions_known(topic)
+        if has is not None and partition >= has:
+            raise ConfigurationError(
+                f"topic {topic!r} has no partition {partition}: it has {has}, and the first is 0"
+            )
         return self._cluster.committed(group or readers[0], TopicPartition(topic, partition))
 
     @property
     def history(self) -> History:
         """What the world saw, event by event. Of several groups each has its own: `history_of`."""
-        names = sorted({group.name for group in self._groups})
+        self._check_started("history")
+        names = self._group_names
         if len(names) != 1:
             raise ConfigurationError(f"there are several groups; use history_of, with {' or '.join(names)}")
         return self.history_of(names[0])
 
     def history_of(self, group: str) -> History:
         """The history of one group."""
+        self._check_started("history_of()")
+        names = self._group_names
+        if group not in names:
+            hint = arguments.did_you_mean(group, names, f"there is {' and '.join(names)}")
+            raise ConfigurationError(f"there is no group {group!r} in this test; {hint}")
         return self._cluster.histories.of(group)
 
     def check(self) -> Report:
@@ -295,34 +326,15 @@ class TestApp:
         is not judged for a topic where records are passed over before a handler is called
         (`unmatched="skip"`).
         """
+        self._check_started("check()")
         faults: list[Fault] = []
         counts: Counter[str] = Counter()
         for name in dict.fromkeys(group.name for group in self._groups):
-            report = self._report(name)
+            rig, group = next((rig, one) for rig in self._rigs for one in rig.groups if one.name == name)
+            report = judge(self.history_of(name).events, group, rig.settings)
             faults += report.faults
             counts.update(report.counts)
         whole = Report(tuple(faults), dict(counts))
         if not whole.is_ok:
             raise AssertionError(whole.explain())
         return whole
-
-    def _report(self, name: str) -> Report:
-        """One group's. Its topics may be ordered differently, so each is judged by itself."""
-        rig, group = next((rig, one) for rig in self._rigs for one in rig.groups if one.name == name)
-        events = self.history_of(name).events
-        faults: list[Fault] = []
-        counts: Counter[str] = Counter()
-        for topic in dict.fromkeys(event.tp.topic for event in events if event.tp != NO_PARTITION):
-            if not _takes(group.subscription, topic):
-                continue
-            about = [event for event in events if event.tp.topic in (topic, NO_PARTITION.topic)]
-            report = check(about, rules_for(group, topic, rig.settings))
-            blind = passes_over(group, topic)
-            faults += [fault for fault in report.faults if not (blind and fault.check == "LOST")]
-            counts.update(report.counts)
-        return Report(tuple(faults), dict(counts))
-
-
-def _takes(subscription: Subscription, topic: str) -> bool:
-    pattern = subscription.pattern
-    return topic in subscription.topics or (pattern is not None and pattern.fullmatch(topic) is not None)

@@ -1,4 +1,4 @@
-"""BUDGET: what a member holds, in records and in bytes (source: ARCHITECTURE, law 6; DECISIONS, Limits).
+"""BUDGET: the records, bytes and calls that a member has (source: ARCHITECTURE, law 6; DECISIONS, Limits).
 
 Lives here: a lower bound of what was held, from the history alone. Never here: what the engine counts.
 """
@@ -17,6 +17,7 @@ from asyncpar.testing.history import Event
 class Budget(Checker):
     """BUDGET: delivered and not settled, at most `max_in_flight` records, and bytes plus one chunk.
 
+    And of calls, stragglers included, at most `concurrency` at a time: each keeps its slot until it ends.
     Counted is what was surely held: a record that started later, from the poll that delivered it until it
     was done; or, when it never was or was delivered once more first, until its last attempt ended; or until
     its revoke began, which drops the queue. What a halt drops never starts and is not counted.
@@ -25,6 +26,8 @@ class Budget(Checker):
     def __init__(self, rules: Rules, found: FaultSink, events: Sequence[Event]) -> None:
         super().__init__(rules, found)
         self._events = events
+        self._running: defaultdict[str, list[Call]] = defaultdict(list)
+        """By member: its calls; those that have ended are taken out when there seem to be too many."""
         self._records: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
         self._bytes: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
 
@@ -36,7 +39,9 @@ class Budget(Checker):
         tenure.held.update(dict.fromkeys(offsets[low:high], index))
 
     def started(self, call: Call) -> None:
-        """It was held since its poll."""
+        """It takes a slot; and it was held since its poll."""
+        if self.rules.concurrency is not None:
+            self._take_slot(call, self.rules.concurrency)
         record, tenure = call.record, call.tenure
         if record is None or tenure is None:
             return
@@ -49,6 +54,16 @@ class Budget(Checker):
                 self._change(call.start.member, ended, record, -1)
             tenure.started[record] = -1
             self._change(call.start.member, polled, record, 1)
+
+    def _take_slot(self, call: Call, concurrency: int) -> None:
+        member = call.start.member
+        running = self._running[member]
+        running.append(call)
+        if len(running) > concurrency:
+            running = self._running[member] = [one for one in running if one.end is None]
+            if len(running) > concurrency:
+                what = f"{member} ran {len(running)} calls at a time, at most {concurrency} may be"
+                self.found("BUDGET", what, call.start)
 
     def ended(self, call: Call) -> None:
         """Done, or perhaps to be tried again."""

@@ -28,6 +28,8 @@ from asyncpar.testing.history import Event
 _CANCEL_NS = 1_000_000_000
 _RETURN_NS = 100_000_000
 """A revoke may need this much longer than its time: to cancel what runs, and to return."""
+_RESUME_NS = 50_000_000
+"""A member that runs on after a freeze has done within this time what it was about to do."""
 
 Freezes = Mapping[str, list[tuple[int, int | None]]]
 
@@ -38,14 +40,17 @@ class Order(Checker):
     Replays are no faults: another tenure may begin at earlier records again, in order. Within a tenure a
     step back needs a `seek` at or below the record since; and a step forward leaves out nothing but what was
     restored as done, or done by the member's own straggler meanwhile. A record that no handler was ever
-    given is lost, or stuck: its followers are not to blame. UNKNOWN: a call for a record that was never sent,
-    or not with that key. (Source: TESTING, "with replays from a committed offset removed, handled order =
-    produced order".)
+    given is lost, or stuck: its followers are not to blame. Nothing of a partition starts behind the last
+    attempt that a record of it is given (`attempts`), unless somebody seeks. UNKNOWN: a call for a record
+    that was never sent, or not with that key. (Source: TESTING, "with replays from a committed offset
+    removed, handled order = produced order".)
     """
 
     def started(self, call: Call) -> None:
         """Judge one start."""
         part, record = call.part, call.record
+        if call.tenure is not None and call.tenure.halted is not None:
+            self._judge_halted(call, call.tenure.halted)
         if record is None or record.key != call.start.key:
             if call.start.offset >= part.log.reused_below:
                 self.found("UNKNOWN", f"{part.tp}: nobody sent what a handler was given", call.start)
@@ -60,6 +65,23 @@ class Order(Checker):
             self.found("ORDER", what, call.start)
         if call.tenure is not None and self.rules.replays == "recorded":
             self._judge_step(call, record, call.tenure)
+
+    def _judge_halted(self, call: Call, last: Event) -> None:
+        if call.start.at_ns <= last.at_ns + STEP_NS + self.rules.tolerance_ns:
+            return  # the engine may not have heard of the failure yet
+        what = f"{call.start.tp} offset {call.start.offset} started although offset {last.offset} had failed"
+        self.found("ORDER", f"{what} for the last time and halted the partition", last, call.start)
+
+    def ended(self, call: Call) -> None:
+        """Count failed attempts: the last one halts the partition."""
+        tenure, end = call.tenure, call.end
+        if self.rules.attempts is None or end is None or tenure is None:
+            return
+        if end.detail != "failed" or tenure.over or (tenure.seeks and call.index < tenure.seeks[-1][0]):
+            return
+        failures = tenure.failures[end.offset] = tenure.failures.get(end.offset, 0) + 1
+        if failures >= self.rules.attempts and tenure.halted is None:
+            tenure.halted = end
 
     def _judge_step(self, call: Call, record: Sent, tenure: Tenure) -> None:
         """Judge a start by the one before it of the same key in the same tenure."""
@@ -116,8 +138,8 @@ class Serial(Checker):
     released. A release with calls running must have waited for min(grace, the revoke's deadline less 1.5 s
     for the final commit), a stop for its drain timeout. A revoke returns before its deadline. Nothing starts
     that is not held, after a revoke began, or after the lease: at_ns > the membership sign in the start's
-    `detail` + session timeout; but at most one per slot whose check came before a freeze (source: DECISIONS,
-    stragglers and lease; the port's `revoked`).
+    `detail` + session timeout; but at most one per slot whose check came before a freeze, at once when the
+    member runs on (source: DECISIONS, stragglers and lease; the port's `revoked`).
     """
 
     def __init__(self, rules: Rules, found: FaultSink, freezes: Freezes, counts: Counter[str]) -> None:
@@ -142,14 +164,16 @@ class Serial(Checker):
                 self.found("SERIAL", f"{both} of one key ran at the same time", other.start, call.start)
 
     def _judge_late(self, call: Call, lease_ends: int) -> None:
-        """Past the lease: only when its check came before a freeze, and once per slot."""
+        """Past the lease: only when its check came before a freeze, at once after it, and once per slot."""
         call.is_late = True
         member, tolerance = call.start.member, self.rules.tolerance_ns
         self._counts["late starts"] += 1
+        started = call.start.at_ns
         for froze, thawed in reversed(self._freezes.get(member, [])):
             if froze > lease_ends + tolerance:
+                started -= (thawed or started) - froze  # it did not run either while it was frozen again
                 continue
-            if thawed is None or thawed + tolerance >= lease_ends:
+            if thawed is None or max(lease_ends, started - _RESUME_NS) <= thawed + tolerance:
                 self._late[member, froze] += 1
                 if self._late[member, froze] <= self.rules.slots:
                     return
@@ -195,7 +219,7 @@ class Serial(Checker):
         elif tenure.closed == "left" and self.rules.shutdown_drain_timeout_ms is not None:
             since = event.at_ns - self.rules.shutdown_drain_timeout_ms * NS_PER_MS + self.rules.tolerance_ns
             for call in part.running_of(event.member):
-                if call.tenure is tenure and not tenure.cut and call.start.at_ns > since:
+                if call.tenure is tenure and call.index >= _restarted(tenure) and call.start.at_ns > since:
                     what = f"{part.tp}: the stop did not wait for offset {call.start.offset}"
                     self.found("SERIAL", what, call.start, event)
 
@@ -215,9 +239,14 @@ class Serial(Checker):
         if drains_until is not None and event.at_ns < drains_until - tolerance:
             for call in part.running_of(member):
                 # Left behind by an earlier revoke, which waited for it; or by a truncated log.
-                if call.tenure is not tenure or call.index < tenure.cut:
+                if call.tenure is not tenure or call.index < _restarted(tenure):
                     continue
                 early_ms = (drains_until - event.at_ns) // NS_PER_MS
                 what = f"{part.tp}: the revoke did not wait for offset {call.start.offset}"
                 what = f"{what}, it returned {early_ms} ms too early"
                 self.found("SERIAL", what, call.start, event)
+
+
+def _restarted(tenure: Tenure) -> int:
+    """The index from which on calls belong to the log as it is now: nobody waits for those before."""
+    return max(tenure.cut, tenure.resumed)

@@ -5,12 +5,13 @@ Lives here: what commits and the final state say. Never here: the order of calls
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from asyncpar.records import TopicPartition
 from asyncpar.testing.checker_model import Checker, Commit, FaultSink, Final, Partition, Rules, Sent, Tenure
-from asyncpar.testing.checker_restored import restored_runs
+from asyncpar.testing.checker_restored import restored_runs, runs_of
 from asyncpar.testing.history import Event
 
 _NAMED = 5
@@ -19,7 +20,8 @@ _NAMED = 5
 class Lost(Checker):
     """LOST: at each commit of offset X, whatever its answer, every record below X is settled by then.
 
-    Settled: a handler ended ok, whoever's, or a `done`, or gone from the log. The final committed offset
+    And so is every record that its metadata lists as done: nobody would ever be given it again. Settled: a
+    handler ended ok, whoever's, or a `done`, or gone from the log. The final committed offset
     counts as one more commit. With `offset_reset="latest"` the first position of a partition passes over
     what lies below it, and so may one after its log was cut (source: TESTING; DECISIONS, start position).
     """
@@ -40,6 +42,22 @@ class Lost(Checker):
         if not part.commits:
             part.jumps = 0  # the first position is committed: it is chosen
         self._judge(part, commit.event.offset, f"committed by {commit.event.member}", commit.event)
+        self._judge_listed(part, commit)
+
+    def _judge_listed(self, part: Partition, commit: Commit) -> None:
+        event = commit.event
+        if not event.detail or (part.commits and part.commits[-1].event.detail == event.detail):
+            return
+        listed = frozenset(runs_of(commit))
+        missing: list[Sent] = []
+        for first, end in sorted(listed - part.listed):
+            low = bisect_left(part.log.offsets, first)
+            high = bisect_left(part.log.offsets, end, lo=low)
+            missing += [record for record in part.log.ordered[low:high] if not record.settled]
+        part.listed = listed
+        if missing:
+            what = f"{part.tp}: {_named(missing)} not done when the commit of {event.offset}"
+            self.found("LOST", f"{what} by {event.member} listed them as done", event)
 
     def finished(self, parts: Mapping[TopicPartition, Partition]) -> None:
         """Judge the commits that the broker holds."""
@@ -66,8 +84,9 @@ class CommitLaws(Checker):
     restored metadata lists as done, or what the member's own stragglers have done since (adopted). Never
     below where the assignment began, and never back, unless the log was truncated. No commit is sent after
     `released` or `lost`, and a revoke does not return before its time is up while one is not answered.
-    Metadata that the broker refused as too large is not sent again at that length (source: ARCHITECTURE,
-    law 2; AIOKAFKA 0.2; DECISIONS, "learn the limit").
+    Metadata that the broker refused as too large is not sent again at that length. A member has one commit on
+    its way at a time; and one that it sent after another owner's commit was stored is not acknowledged
+    (source: ARCHITECTURE, law 2; AIOKAFKA 0.2; DECISIONS, "learn the limit").
     """
 
     def committed(self, part: Partition, commit: Commit) -> None:
@@ -85,12 +104,18 @@ class CommitLaws(Checker):
         if commit.refused_chars and len(event.detail) >= commit.refused_chars:
             what = f"{len(event.detail)} characters of metadata, but {commit.refused_chars} were too many"
             self.found("COMMIT", f"{part.tp}: {event.member} committed {what}", event)
-        if tenure.cut:
+        last = tenure.commits[-1] if tenure.commits else None
+        if last is not None and last.answer_ns is None:
+            what = (
+                f"{part.tp}: {event.offset} was sent while the commit of {last.event.offset} was on its way"
+            )
+            self.found("COMMIT", what, last.event, event)
+        if tenure.is_cut:
             return
-        if tenure.commits and event.offset < tenure.commits[-1].event.offset:
-            what = f"{part.tp}: back from {tenure.commits[-1].event.offset} to {event.offset}"
-            self.found("COMMIT", what, tenure.commits[-1].event, event)
-        elif tenure.seeks and event.offset < tenure.seeks[0][1]:
+        if last is not None and last.index > tenure.resumed and event.offset < last.event.offset:
+            what = f"{part.tp}: back from {last.event.offset} to {event.offset}"
+            self.found("COMMIT", what, last.event, event)
+        elif tenure.seeks and not tenure.resumed and event.offset < tenure.seeks[0][1]:
             what = f"{part.tp}: {event.offset} is below {tenure.seeks[0][1]}, where the assignment began"
             self.found("COMMIT", what, event)
 
@@ -108,6 +133,25 @@ class CommitLaws(Checker):
         ):
             what = f"{part.tp}: the revoke returned while the commit of {commit.event.offset} was on its way"
             self.found("COMMIT", what, commit.event, event)
+
+    def finished(self, parts: Mapping[TopicPartition, Partition]) -> None:
+        """By now all answers are known: judge what was stored for those who had no right any more."""
+        for part in parts.values():
+            newest: Commit | None = None
+            for commit in part.commits:
+                if commit.tenure is None or not commit.is_acknowledged:
+                    continue
+                if newest is None or newest.tenure is None or commit.tenure.index >= newest.tenure.index:
+                    newest = commit
+                elif _was_known(newest, commit, self.rules.tolerance_ns):
+                    what = f"{part.tp}: {commit.event.offset} of {commit.event.member} was stored after"
+                    what = f"{what} {newest.event.offset} of {newest.event.member}, who had it by then"
+                    self.found("COMMIT", what, newest.event, commit.event)
+
+
+def _was_known(stored: Commit, commit: Commit, tolerance_ns: int) -> bool:
+    """`commit` was sent when `stored` had been acknowledged: its sender was in the group before that."""
+    return stored.answer_ns is not None and stored.answer_ns + tolerance_ns < commit.event.at_ns
 
 
 class Stuck(Checker):

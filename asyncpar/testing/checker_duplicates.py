@@ -7,46 +7,60 @@ commit.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import islice
+
 from asyncpar.core.offset_codec import MAX_CHARS
+from asyncpar.records import CommitAnswer
 from asyncpar.testing.checker_model import STEP_NS, Call, Checker, Commit, Partition, Sent, Tenure
 from asyncpar.testing.checker_restored import covers, runs_of
 
 _FULL_SHARE = 0.75
 _HEAD_CHARS = 13
 _LONGEST_RUN_BYTES = 20
+_NO_GAP = 1 << 63
+_FINAL_ANSWERS = frozenset({CommitAnswer.FORBIDDEN.value, CommitAnswer.UNKNOWN_TOPIC.value})
+"""Answers after which nobody tries again."""
 
 
 class Duplicates(Checker):
     """DUPLICATES: no start after an end ok, but after an unclean loss of the partition in between.
 
-    Unclean: dead, lost, displaced, or removed (a commit answered stale); a clean release or stop counts as
+    Unclean: dead, lost, displaced, or removed (a commit answered stale). A clean release or stop counts as
     unclean only for what could not be committed: the final commit failed, another commit of the member still
-    waited for its answer, the member was frozen to the end of the drain, or the call outlived the drain.
+    waited for its answer, the member was frozen to the end of the drain, or the call outlived the drain. A
+    release has that excuse only when its time was up, since it has to try until then; a stop only when its
+    process said so in the end (`dead` behind the `leave`). What the broker's limit leaves out of the metadata
+    lies above a gap; below it the offset alone says that it is done.
+
     Even then a record must not start again that an acknowledged commit covered: one sent after the end, by
     its offset, or by its metadata; and it must be in the metadata unless that was near its cap. What a
-    straggler does counts for nobody, and what a displaced member starts is SERIAL's concern (source:
-    TESTING; DECISIONS, Limits; law 1).
+    straggler does counts for nobody until its member has adopted and committed it, and what a displaced
+    member starts is SERIAL's concern (source: TESTING; DECISIONS, Limits; law 1).
     """
 
     def ended(self, call: Call) -> None:
         """Remember a success that counts."""
         end, record, tenure = call.end, call.record, call.tenure
-        if (
-            end is not None
-            and end.detail == "ok"
-            and record is not None
-            and tenure is not None
-            and not tenure.over
-        ):
-            record.ok = call
+        if end is None or end.detail != "ok" or record is None or tenure is None:
+            return
+        if not tenure.over:
+            if call.index >= tenure.resumed:  # else it is of the log before its truncation
+                record.ok, record.adopted = call, None
+            return
+        present = call.part.tenures.get(call.start.member)
+        if present is not None and not present.over:
+            record.adopted = (call, present)
 
     def started(self, call: Call) -> None:
         """Judge a repetition."""
         record, tenure = call.record, call.tenure
-        if record is None or record.ok is None or record.ghost or tenure is None:
+        if record is None or record.ghost or tenure is None or tenure.over or call.is_late:
             return
+        if record.adopted is not None:
+            self._judge_adopted(call, *record.adopted)
         ok = record.ok
-        if tenure.over or call.is_late or ok.tenure is None or ok.tenure.cut:
+        if ok is None or ok.tenure is None or ok.tenure.is_cut:
             return
         if ok.tenure is tenure:
             self._tell(call, ok, "within one assignment")
@@ -54,6 +68,16 @@ class Duplicates(Checker):
         reason = self._why_not(call.part, record, ok, ok.tenure)
         if reason:
             self._tell(call, ok, reason)
+
+    def _judge_adopted(self, call: Call, ok: Call, adopter: Tenure) -> None:
+        """Whether a straggler's success counts is its member's to say: a stored commit has said it."""
+        assert ok.end is not None
+        since, offset = ok.end.at_ns + self.rules.tolerance_ns, call.start.offset
+        stored = [one for one in adopter.commits if one.is_acknowledged and one.event.at_ns > since]
+        if adopter.is_cut or not stored or not covers(stored[-1], offset):
+            return
+        if covers(call.part.commits[-1], offset):  # or a later owner had to leave it out again
+            self._tell(call, ok, f"although the acknowledged commit of {stored[-1].event.offset} adopted it")
 
     def _tell(self, call: Call, ok: Call, reason: str) -> None:
         assert ok.end is not None
@@ -74,7 +98,7 @@ class Duplicates(Checker):
             )
         ]
         if not acknowledged:
-            return self._why_clean(ok, tenure)
+            return self._why_clean(part, ok, tenure)
         later = [commit for commit in part.commits if commit.index >= acknowledged[0].index]
         if not covers(acknowledged[-1], record.offset):
             if any(_is_near_cap(commit) for commit in later):
@@ -84,19 +108,31 @@ class Duplicates(Checker):
             return ""
         return f"although the acknowledged commit of {acknowledged[-1].event.offset} covered it"
 
-    def _why_clean(self, ok: Call, tenure: Tenure) -> str:
+    def _why_clean(self, part: Partition, ok: Call, tenure: Tenure) -> str:
         """Why what ended well had to be committed at a clean end of its tenure; "" when it could not be."""
-        could_not = tenure.stale or tenure.short or tenure.mute or _has_failed_since(ok, tenure)
-        # What lies above all that the metadata can hold changes nothing in it: there is nothing to commit.
-        is_full = bool(tenure.commits) and _is_near_cap(tenure.commits[-1])
-        if could_not or is_full or tenure.over not in ("released", "left"):
+        if tenure.stale or tenure.over not in ("released", "left"):
             return ""
+        # What lies above all that the metadata can hold changes nothing in it: there is nothing to commit.
+        is_full = tenure.short or (bool(tenure.commits) and _is_near_cap(tenure.commits[-1]))
+        if is_full and ok.start.offset > _first_gap(part, tenure):
+            return ""
+        has_failed = tenure.mute or _has_failed_since(ok, tenure)
         if tenure.over == "left":
             is_cut_off = any(
                 ok.index < commit.index and _is_after(ok, commit) for commit in tenure.commits[-1:]
             )
-            return "" if is_cut_off else "after a clean stop that did not commit it"
-        return "" if self._has_outlived(ok, tenure) else "after a drained revoke that did not commit it"
+            could_not = tenure.gave_up and (has_failed or is_cut_off)
+            return "" if could_not else "after a clean stop that did not commit it"
+        could_not = (has_failed and not self._had_time(tenure)) or self._has_outlived(ok, tenure)
+        return "" if could_not else "after a drained revoke that did not commit it"
+
+    def _had_time(self, tenure: Tenure) -> bool:
+        """Its revoke returned before its time was up, and the answer before did not forbid another try."""
+        grace_ms = self.rules.max_revoke_grace_ms
+        drains_until = None if grace_ms is None else tenure.drain_ns(grace_ms)
+        if drains_until is None or any(one.answer in _FINAL_ANSWERS for one in tenure.commits[-1:]):
+            return False
+        return tenure.closed_ns < drains_until - self.rules.tolerance_ns
 
     def _has_outlived(self, ok: Call, tenure: Tenure) -> bool:
         """It ended when the drain had given it up, or the revoke had no time for a commit."""
@@ -108,6 +144,26 @@ class Duplicates(Checker):
             return ok.start.at_ns <= tenure.revoke_ns <= ok.end.at_ns
         drains_until = tenure.drain_ns(self.rules.max_revoke_grace_ms)
         return drains_until is None or ok.end.at_ns >= drains_until - self.rules.tolerance_ns
+
+
+def _first_gap(part: Partition, tenure: Tenure) -> int:
+    """The lowest offset from where `tenure`, which has ended, began that it has not done itself.
+
+    What it may have found listed as done counts as a gap, too: nobody knows which of the commits it read.
+    """
+    if tenure.first_gap is None:
+        log, member = part.log, tenure.assign.member
+        start = tenure.seeks[0][1] if tenure.seeks else 0
+        tenure.first_gap = _NO_GAP
+        for record in islice(log.ordered, bisect_left(log.offsets, start), None):
+            its_own = (
+                tenure.index < index < tenure.closed_index for by, index in record.ends if by == member
+            )
+            # What is gone from the log by now may have been the gap while it was there.
+            if not any(its_own):
+                tenure.first_gap = record.offset
+                break
+    return tenure.first_gap
 
 
 def _is_after(ok: Call, commit: Commit) -> bool:
@@ -127,6 +183,12 @@ def _has_failed_since(ok: Call, tenure: Tenure) -> bool:
 
 
 def _is_near_cap(commit: Commit) -> bool:
+    if commit.is_near_cap is None:
+        commit.is_near_cap = _has_left_out(commit)
+    return commit.is_near_cap
+
+
+def _has_left_out(commit: Commit) -> bool:
     """Runs may have been left out: the text or, before deflation, its runs come near the cap."""
     if commit.refused_chars is not None or len(commit.event.detail) > MAX_CHARS * _FULL_SHARE:
         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from asyncpar.records import CommitAnswer, TopicPartition
 from asyncpar.testing.history import Event
@@ -22,6 +22,12 @@ REVOKE_COMMIT_NS = 1_500_000_000
 """A revoke keeps this much of its time for the final commit (source: DECISIONS, the drain's deadline)."""
 STEP_NS = 500_000
 """A handler with a task of its own begins, and is known to have ended, some steps of the loop later."""
+
+
+Ordering = Literal["key", "partition", "unordered"]
+Replays = Literal["recorded", "any"]
+Reset = Literal["earliest", "latest"]
+_WORDS = {"order": get_args(Ordering), "replays": get_args(Replays), "offset_reset": get_args(Reset)}
 
 
 class Final(NamedTuple):
@@ -38,29 +44,64 @@ class Rules:
     `order` is the handlers'. `replays="any"`: the history tells of calls only, not of assignments and
     commits; then every step back in a key is taken for a replay, and COMMIT, DUPLICATES and the rules of
     revokes are not judged. `slots` is the handlers' concurrency when they run in threads, and 1 on the event
-    loop. `tolerance_ns` is how far apart two processes (or threads) may have seen one thing: 0 in a
-    simulation. `chunk_bytes` is the most that one fetch brings. `finals`: partitions that must have come to
-    rest.
+    loop. `concurrency`: how many calls one member may run at a time, over all that its history tells of.
+    `attempts`: a record that has failed so often halts its partition. `tolerance_ns` is how far apart two
+    processes (or threads) may have seen one thing: 0 in a simulation. `chunk_bytes` is the most that one
+    fetch brings. `finals`: partitions that must have come to rest, `{TopicPartition("orders", 0): Final(42,
+    42)}`; plain tuples will do. Raises ValueError, TypeError.
     """
 
-    order: Literal["key", "partition", "unordered"] = "key"
-    replays: Literal["recorded", "any"] = "recorded"
-    offset_reset: Literal["earliest", "latest"] = "earliest"
+    order: Ordering = "key"
+    replays: Replays = "recorded"
+    offset_reset: Reset = "earliest"
     slots: int = 1
     session_timeout_ms: int | None = None
     max_revoke_grace_ms: int | None = None
     shutdown_drain_timeout_ms: int | None = None
     max_in_flight: int | None = None
     max_in_flight_bytes: int | None = None
+    concurrency: int | None = None
+    attempts: int | None = None
     chunk_bytes: int = 0
     tolerance_ns: int = 0
     finals: Mapping[TopicPartition, Final] | None = None
+
+    def __post_init__(self) -> None:
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                choices = " or ".join(map(repr, words))
+                raise ValueError(f"Rules({name}={getattr(self, name)!r}) is not allowed; give {choices}")
+        for name, value in vars(self).items():
+            is_number = isinstance(value, int) and not isinstance(value, bool)
+            if name not in _WORDS and name != "finals" and value is not None and not is_number:
+                raise TypeError(f"Rules({name}={value!r}) is not allowed; give a whole number")
+        object.__setattr__(self, "finals", _finals(self.finals))
 
     def lane_of(self, key: bytes | None, offset: int) -> Hashable:
         """What orders a record: its key, its partition (""), or nothing but itself (its offset)."""
         if self.order == "partition":
             return ""
         return offset if key is None or self.order == "unordered" else key
+
+
+def _finals(given: object) -> dict[TopicPartition, Final] | None:
+    """`given` with its tuples named; TypeError for what is none."""
+    if given is None:
+        return None
+    try:
+        items: list[tuple[Any, Any]] = list(given.items())  # type: ignore[attr-defined]
+        finals = {TopicPartition(*tp): Final(*final) for tp, final in items}
+    except (AttributeError, TypeError):
+        finals = {}
+    if not finals and given != {}:
+        raise TypeError(
+            f"Rules(finals={given!r}) is not allowed; give committed offset and end of the log of each "
+            'partition: {("orders", 0): (42, 42)}'
+        )
+    for tp, final in finals.items():
+        if not all(isinstance(one, int) for one in (tp.partition, final.committed or 0, final.end)):
+            raise TypeError(f"Rules(finals=...) has {final!r} for {tp}; both are offsets")
+    return finals
 
 
 @dataclass(frozen=True)
@@ -80,6 +121,7 @@ class Sent:
     """A record of the log."""
 
     __slots__ = (
+        "adopted",
         "ends",
         "ghost",
         "key",
@@ -109,6 +151,8 @@ class Sent:
         """The successful calls: the member, and the index of the event."""
         self.ok: Call | None = None
         """The last successful call whose success its member could count."""
+        self.adopted: tuple[Call, Tenure] | None = None
+        """A straggler's later success, and the tenure that its member had by then."""
 
 
 class Lane:
@@ -129,10 +173,15 @@ class Tenure:
     __slots__ = (
         "assign",
         "closed",
+        "closed_index",
         "closed_ns",
         "commits",
         "cut",
         "deadline_ns",
+        "failures",
+        "first_gap",
+        "gave_up",
+        "halted",
         "held",
         "index",
         "last_starts",
@@ -140,6 +189,7 @@ class Tenure:
         "over",
         "position",
         "restored",
+        "resumed",
         "revoke_ns",
         "seeks",
         "short",
@@ -155,6 +205,9 @@ class Tenure:
         self.closed: str = ""
         """How the member came to know; until then it may believe that the partition is its own."""
         self.closed_ns = 0
+        self.closed_index = 0
+        self.gave_up = False
+        """Its member's process said after the stop that not all was done and stored."""
         self.revoke_ns: int | None = None
         self.deadline_ns: int | None = None
         self.seeks: list[tuple[int, int]] = []
@@ -166,6 +219,8 @@ class Tenure:
         """A commit was answered: you are no longer a member."""
         self.cut = 0
         """The index of the event that truncated the log meanwhile; 0: none did."""
+        self.resumed = 0
+        """The index of the seek that went on within what a truncation had left."""
         self.mute = False
         """When it was closed its member could send no commit: another one waited for its answer, or the
         member had been frozen until the revoke's time was up.
@@ -176,14 +231,26 @@ class Tenure:
         """The record that started last, and the index of that event."""
         self.restored: list[tuple[int, int]] | None = None
         """Runs that the commit listed as done from which the assignment began; found when somebody asks."""
+        self.first_gap: int | None = None
+        """The lowest offset that it left undone; found when somebody asks, after its end."""
+        self.failures: dict[int, int] = {}
+        """Failed attempts by offset, since the last seek."""
+        self.halted: Event | None = None
+        """The failed attempt that was the last one allowed, until somebody seeks."""
         self.held: dict[int, int] = {}
         """Delivered and not started: by offset the index of the poll."""
         self.started: dict[Sent, int] = {}
         """Started and not known to be done: the index of the last attempt's end, or -1."""
 
+    @property
+    def is_cut(self) -> bool:
+        """The log was truncated, and where it went on since is not known: its offsets mean nothing."""
+        return self.cut > self.resumed
+
     def is_adopted(self, record: Sent) -> bool:
         """A straggler of the same member has done it during this tenure."""
-        return any(member == self.assign.member and index > self.index for member, index in record.ends)
+        since = max(self.index, self.resumed)
+        return any(member == self.assign.member and index > since for member, index in record.ends)
 
     def drain_ns(self, grace_ms: int) -> int | None:
         """Until when its revoke waits for what runs; None when it was not revoked."""
@@ -219,7 +286,7 @@ class Call:
 class Commit:
     """One commit of one partition."""
 
-    __slots__ = ("answer", "answer_ns", "event", "index", "refused_chars", "runs", "tenure")
+    __slots__ = ("answer", "answer_ns", "event", "index", "is_near_cap", "refused_chars", "runs", "tenure")
 
     def __init__(self, event: Event, index: int, tenure: Tenure | None, *, refused_chars: int | None) -> None:
         self.event = event
@@ -231,6 +298,8 @@ class Commit:
         self.answer_ns: int | None = None
         self.runs: list[tuple[int, int]] | None = None
         """Decoded when somebody asks."""
+        self.is_near_cap: bool | None = None
+        """Runs may have been left out; found when somebody asks."""
 
     @property
     def is_acknowledged(self) -> bool:
@@ -268,8 +337,10 @@ class Partition:
     """By member."""
     waiting: int = 0
     """Index in the log's order of the first record that is not settled, or was found lost."""
+    listed: frozenset[tuple[int, int]] = frozenset()
+    """The runs that the last commit listed as done: what they hold was judged."""
     cut_at: int | None = None
-    """The end of the log after its last truncation."""
+    """The end of the log after its last truncation; what is sent later moves it on."""
     jumps: int = 1
     """How many starts at the log's end (`offset_reset="latest"`) may still pass over records."""
 

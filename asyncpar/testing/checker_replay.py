@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 from asyncpar.records import CommitAnswer, TopicPartition
 from asyncpar.testing.checker_model import Call, Checker, Commit, Lane, Log, Partition, Rules, Sent, Tenure
-from asyncpar.testing.history import DELETE_RECORDS, OVERWRITE, TRUNCATE, Event
+from asyncpar.testing.history import DELETE_RECORDS, FAILED, OVERWRITE, TRUNCATE, Event
 
 _STALE = CommitAnswer.STALE.value
 _TOO_LARGE = CommitAnswer.METADATA_TOO_LARGE.value
 
 
-_LONGEST_COMMIT_NS = 10_000_000_000
+_LONGEST_COMMIT_NS = 60_000_000_000
 """No commit waits longer for its answer; one without any belonged to a consumer that is gone."""
 
 
@@ -34,9 +34,11 @@ class Replay:
         """By member: when it froze and when it ran on (None: not yet)."""
         self.joins: defaultdict[str, list[int]] = defaultdict(list)
         """By member: the indexes of its joins, later ones included."""
+        self.deaths: dict[str, tuple[int, str]] = {}
+        """By member: the index of its death, also of a later one, and its detail."""
         self.gone: set[str] = set()
         """Members that have left and not joined again: what still ran there ends with its process."""
-        self._later_logs = _logs(events, rules, self.joins)
+        self._later_logs = _logs(events, rules, self.joins, self.deaths)
         self.parts = {tp: Partition(tp, logs.pop(0)) for tp, logs in self._later_logs.items()}
         self._refused: dict[str, int] = {}
         """By member: the length of the shortest metadata that was refused as too large."""
@@ -69,6 +71,8 @@ class Replay:
             "leave": self._leave,
             "fault": self._fault,
         }
+        if any(self._later_logs.values()):
+            steps["send"] = self._send
         for index, event in enumerate(self.events):
             step = steps.get(event.kind)
             if step is not None:
@@ -101,8 +105,23 @@ class Replay:
             listen(part, event)
         if part.cut_at is not None and event.offset > part.cut_at:
             tenure.cut = index  # committed before the log was truncated: it will be found out of range
+        elif tenure.is_cut:
+            self._resume(part, tenure, index)
         tenure.seeks.append((index, event.offset))
+        tenure.failures.clear()
+        tenure.halted = None
         tenure.position = max(tenure.position, event.offset)
+
+    def _resume(self, part: Partition, tenure: Tenure, index: int) -> None:
+        """It goes on within the truncated log: from here on its offsets are to be believed again."""
+        tenure.resumed = index
+        tenure.position = -1
+        _forget_successes(part)  # what was done before may be read again, whatever was committed
+
+    def _send(self, event: Event, _: int) -> None:
+        part = self._part(event.tp)
+        if part.cut_at is not None:
+            part.cut_at = max(part.cut_at, event.offset + 1)
 
     def _poll(self, event: Event, index: int) -> None:
         part = self._part(event.tp)
@@ -134,7 +153,7 @@ class Replay:
         if tenure.closed:
             return
         self._end_tenure(part, tenure, how)
-        tenure.closed, tenure.closed_ns = how, event.at_ns
+        tenure.closed, tenure.closed_ns, tenure.closed_index = how, event.at_ns, index
         tenure.mute = self._waits_for_an_answer(event) or self._was_frozen_through(tenure)
         if tenure.revoke_ns is None:
             for ceded in self._revoked:
@@ -170,13 +189,16 @@ class Replay:
         self.gone.discard(event.member)
 
     def _leave(self, event: Event, index: int) -> None:
-        """A clean stop; or, when the same member joins again, a consumer that was replaced."""
+        """A clean stop; or a consumer that was lost, as its member joins again with another or has failed."""
         self.gone.add(event.member)
         returns = any(joined > index for joined in self.joins[event.member])
+        died, why = self.deaths.get(event.member, (-1, ""))
+        how = "lost" if returns or (died > index and why == FAILED) else "left"
         for part in self.parts.values():
             tenure = part.tenures.get(event.member)
             if tenure is not None:
-                self._close(part, tenure, "lost" if returns else "left", event, index)
+                tenure.gave_up = died > index
+                self._close(part, tenure, how, event, index)
 
     # -- members -----------------------------------------------------------------------------
 
@@ -278,22 +300,21 @@ class Replay:
         """Only what changes a log is of interest here."""
         if event.detail == DELETE_RECORDS:
             part = self._part(event.tp)
-            part.jumps += 1
+            # Whoever goes on from what is stored finds its place, unless that is gone as well.
+            part.jumps += event.offset > _stored(part)
             for record in part.log.ordered:
                 if record.offset >= event.offset:
                     break
                 record.settled = record.ghost = True
         elif event.detail == OVERWRITE:
-            for record in self._part(event.tp).log.ordered:
-                record.ok = None  # what was known of those above the committed offset is gone
+            _forget_successes(self._part(event.tp), event.offset)  # only the metadata above it is gone
         elif event.detail == TRUNCATE:
             part = self._part(event.tp)
             part.log = self._later_logs[event.tp].pop(0)
             part.jumps += 1
             part.waiting = 0
             part.cut_at = event.offset
-            for record in part.log.ordered:
-                record.ok = None  # a position beyond the new end may begin again, whatever was committed
+            _forget_successes(part)  # a position beyond the new end may begin again, whatever was committed
             for tenure in part.tenures.values():
                 if not tenure.closed:
                     tenure.cut = index
@@ -305,6 +326,18 @@ def _listeners(checkers: Sequence[Checker], name: str) -> list[Callable[..., Non
     return [getattr(checker, name) for checker in checkers if getattr(type(checker), name) is not nothing]
 
 
+def _forget_successes(part: Partition, start: int = 0) -> None:
+    """Whatever was done from `start` on may be done again."""
+    for record in part.log.ordered:
+        if record.offset >= start:
+            record.ok = record.adopted = None
+
+
+def _stored(part: Partition) -> int:
+    """What the broker has stored at least."""
+    return max((commit.event.offset for commit in part.commits if commit.is_acknowledged), default=0)
+
+
 def _forget(running: dict[object, list[Call]], call: Call) -> None:
     calls = running[call.lane]
     if len(calls) == 1:
@@ -314,7 +347,10 @@ def _forget(running: dict[object, list[Call]], call: Call) -> None:
 
 
 def _logs(
-    events: Sequence[Event], rules: Rules, joins: defaultdict[str, list[int]]
+    events: Sequence[Event],
+    rules: Rules,
+    joins: defaultdict[str, list[int]],
+    deaths: dict[str, tuple[int, str]],
 ) -> dict[TopicPartition, list[Log]]:
     """Each partition's log, and another one after each truncation."""
     logs: defaultdict[TopicPartition, list[Log]] = defaultdict(lambda: [Log()])
@@ -330,6 +366,8 @@ def _logs(
             logs[event.tp][-1].started.add(event.offset)
         elif kind == "join":
             joins[event.member].append(index)
+        elif kind == "dead":
+            deaths[event.member] = (index, event.detail)
         elif kind == "fault" and event.detail == TRUNCATE:
             logs[event.tp].append(_truncated(logs[event.tp][-1], event.offset))
     for of_partition in logs.values():

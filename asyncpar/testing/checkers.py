@@ -4,7 +4,7 @@ Lives here: `check`, its `Report`, and which checkers there are; they are in the
 the simulation, by the tests on a real Kafka, and by whoever records a history. Always: nothing is taken
 from the engine; stragglers, losses, replays and what is in flight are derived from the events.
 
-    report = check(history.events, Rules(max_revoke_grace_ms=5_000))
+    report = check(history, Rules(max_revoke_grace_ms=5_000))
     assert report.is_ok, report.explain()
 """
 
@@ -18,9 +18,10 @@ from asyncpar.testing.checker_budget import Budget
 from asyncpar.testing.checker_calls import Order, Serial
 from asyncpar.testing.checker_commits import CommitLaws, Lost, Stuck
 from asyncpar.testing.checker_duplicates import Duplicates
+from asyncpar.testing.checker_input import events_of
 from asyncpar.testing.checker_model import Check, Checker, Fault, Final, Rules
 from asyncpar.testing.checker_replay import Replay
-from asyncpar.testing.history import Event
+from asyncpar.testing.history import Event, History, HistoryFile
 
 __all__ = ["Check", "Fault", "Final", "Report", "Rules", "check"]
 
@@ -50,7 +51,9 @@ class Report:
 
     def explain(self) -> str:
         """One line of counts, then how many faults of each check, and the first three of them."""
-        lines = [", ".join(f"{number} {name}" for name, number in self.counts.items())]
+        lines = [
+            ", ".join(f"{n} {_ONE.get(name, name) if n == 1 else name}" for name, n in self.counts.items())
+        ]
         for name in sorted(self.broken):
             of_check = [fault for fault in self.faults if fault.check == name]
             lines.append(f"  {len(of_check)} {name}")
@@ -67,15 +70,26 @@ _COUNTED = (
     "commits",
     "acknowledged commits",
 )
+_ONE = {
+    "duplicates": "duplicate",
+    "stragglers": "straggler",
+    "late starts": "late start",
+    "unclean losses": "unclean loss",
+    "commits": "commit",
+    "acknowledged commits": "acknowledged commit",
+}
 
 
-def check(events: Iterable[Event], rules: Rules | None = None) -> Report:
+def check(events: Iterable[Event] | History | HistoryFile, rules: Rules | None = None) -> Report:
     """Judge a history by `rules` (default: nothing known of the settings). Events may come in any order.
 
-    Events of one moment count in the order given.
+    Events of one moment count in the order given. TypeError and ValueError name an event that is none, or
+    that says something that `Kind` does not know.
     """
+    if not isinstance(rules, Rules | None):
+        raise TypeError(f"check takes Rules(...), not {rules!r}")
     rules = rules or Rules()
-    ordered = sorted(events, key=attrgetter("at_ns"))
+    ordered = sorted(events_of(events), key=attrgetter("at_ns"))
     faults: list[Fault] = []
 
     def found(check: Check, text: str, *culprits: Event) -> None:
@@ -92,7 +106,8 @@ def check(events: Iterable[Event], rules: Rules | None = None) -> Report:
     ]
     if rules.replays == "recorded":
         checkers.append(Duplicates(rules, found))
-    if rules.max_in_flight is not None or rules.max_in_flight_bytes is not None:
+    limits = (rules.max_in_flight, rules.max_in_flight_bytes, rules.concurrency)
+    if any(limit is not None for limit in limits):
         checkers.append(Budget(rules, found, ordered))
     replay.run(checkers)
     for checker in checkers:

@@ -62,6 +62,12 @@ class Cluster(Protocol):
     async def send(self, record: Outgoing) -> RecordPlace:
         """Send one record; returns when the cluster has it. Raises UnknownTopicError, BrokerError."""
 
+    def partitions_known(self, topic: str) -> int | None:
+        """How many partitions `topic` has, as last heard; None where nobody has heard of it."""
+
+    def has_members(self, group: str) -> bool:
+        """Whether `group` has members, as far as one can see without asking."""
+
     def committed(self, group: str, tp: TopicPartition) -> int | None:
         """The offset that `group` has committed."""
 
@@ -119,6 +125,14 @@ class MemoryCluster:
     async def send(self, record: Outgoing) -> RecordPlace:
         """See `Cluster`."""
         return self.broker.send(*record)
+
+    def partitions_known(self, topic: str) -> int | None:
+        """See `Cluster`."""
+        return self.broker.partition_counts().get(topic)
+
+    def has_members(self, group: str) -> bool:
+        """See `Cluster`."""
+        return bool(self.broker.group(group).members)
 
     def committed(self, group: str, tp: TopicPartition) -> int | None:
         """See `Cluster`."""

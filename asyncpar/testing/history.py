@@ -53,7 +53,9 @@ Kind = Literal[
 - `done`: the record was settled without a handler's success (`detail` says how: skipped).
 - `commit`: `member` sent a commit of `offset` (`detail` is the metadata string).
 - `answer`: what `member` heard about the commit it sent last of this partition (`detail`: a CommitAnswer).
-- `freeze`, `thaw`, `dead`: `member` did not run from here, ran on, or was killed.
+- `freeze`, `thaw`, `dead`: `member` did not run from here, ran on, or was killed. Behind its `leave`, `dead`
+  says that the process ended with an error: not all was done and stored, or (`detail` is `FAILED`) it had
+  failed and stopped without waiting for anything.
 - `join`, `leave`: `member` began, or ended with a clean stop.
 - `fault`, `heal`: the world did something to it (`detail` names what), or all faults ended. Three faults
   change what the broker holds and say where: `TRUNCATE` (the records from `offset` on are gone; those sent
@@ -65,6 +67,7 @@ A clean stop's `leave` is noted before the member really leaves: what happens to
 TRUNCATE = "truncate"
 DELETE_RECORDS = "delete_records"
 OVERWRITE = "overwrite"
+FAILED = "failed"
 
 _KINDS = frozenset(get_args(Kind))
 NO_PARTITION = TopicPartition("-", -1)

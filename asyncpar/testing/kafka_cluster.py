@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
 from asyncpar.adapters.aiokafka_security import security_options
 from asyncpar.assembly import client_config, kafka_consumers
-from asyncpar.errors import BrokerError, BrokerUnreachableError, UnknownTopicError
+from asyncpar.errors import BrokerError, BrokerUnreachableError, ConfigurationError, UnknownTopicError
 from asyncpar.ports import Consumer, ConsumerFactory
 from asyncpar.records import CommitAnswer, TopicPartition
 from asyncpar.settings import Settings
@@ -32,6 +32,7 @@ _TOPIC_SECONDS = 20.0
 _LOOK_SECONDS = 0.05
 _EXISTS = 36
 _MOST_REPLICAS = 3
+_MOST_PORT = 65_535
 
 
 class KafkaCluster:
@@ -42,7 +43,15 @@ class KafkaCluster:
     def __init__(self, settings: Settings) -> None:
         self.histories = Histories()
         self._servers = settings.bootstrap_servers
-        security = security_options(client_config(settings))
+        self._startup_seconds = settings.startup_timeout_ms / 1000
+        config = client_config(settings)
+        for host, port in config.servers():
+            if not 0 < port <= _MOST_PORT or any(map(str.isspace, host)):
+                raise ConfigurationError(
+                    f"bootstrap_servers is {self._servers!r}: {host}:{port} is no address; give host:port, "
+                    "or several by commas"
+                )
+        security = security_options(config)
         self._options: dict[str, Any] = {
             "bootstrap_servers": self._servers,
             "client_id": settings.client_id,
@@ -51,6 +60,8 @@ class KafkaCluster:
         self._suffix = uuid.uuid4().hex[:8]
         self._admin: Any = None
         self._producer: Any = None
+        self._counts: dict[str, int] = {}
+        """The partitions of each topic, when it was last looked up."""
         self._ends: dict[TopicPartition, int] = {}
         """One past the last record that we sent."""
         self._begins: dict[tuple[str, TopicPartition], int] = {}
@@ -61,15 +72,16 @@ class KafkaCluster:
         self._admin = AIOKafkaAdminClient(**self._options)
         self._producer = AIOKafkaProducer(acks="all", **self._options)
         try:
-            async with _in_our_words("connecting"):
+            async with _in_our_words("connecting"), asyncio.timeout(self._startup_seconds):
                 await self._admin.start()
                 await self._producer.start()
         except BaseException as error:
             await self.close()
-            if isinstance(error.__cause__, KafkaConnectionError):
+            if isinstance(error, TimeoutError) or isinstance(error.__cause__, KafkaConnectionError):
+                # Without the client's own traceback, which says less.
                 raise BrokerUnreachableError(
                     f"no broker answers at {self._servers}: start one, or test in memory without a bootstrap"
-                ) from error.__cause__
+                ) from None
             raise
 
     async def close(self) -> None:
@@ -83,7 +95,9 @@ class KafkaCluster:
     async def partition_counts(self) -> dict[str, int]:
         """See `Cluster`."""
         async with _in_our_words("looking topics up"):
-            return {one["topic"]: len(one["partitions"]) for one in await self._admin.describe_topics()}
+            topics = await self._admin.describe_topics()
+        self._counts = {one["topic"]: len(one["partitions"]) for one in topics}
+        return dict(self._counts)
 
     async def create_topic(self, topic: str, partitions: int) -> None:
         """See `Cluster`. Up to three replicas; returns when each partition has a leader."""
@@ -99,6 +113,7 @@ class KafkaCluster:
                     await self._led(topic)
             except TimeoutError:
                 raise BrokerError(f"topic {topic} has no leaders after {_TOPIC_SECONDS:.0f} s") from None
+            self._counts[topic] = partitions
 
     async def _led(self, topic: str) -> None:
         """Returns when each partition has a leader."""
@@ -168,6 +183,14 @@ class KafkaCluster:
         self.histories.append(Event("send", at_ns, "", tp, sent.offset, record.key, str(size)))
         self._ends[tp] = max(self._ends.get(tp, 0), sent.offset + 1)
         return RecordPlace(sent.topic, sent.partition, sent.offset)
+
+    def partitions_known(self, topic: str) -> int | None:
+        """See `Cluster`."""
+        return self._counts.get(topic)
+
+    def has_members(self, group: str) -> bool:  # noqa: ARG002 - nobody else has a group of this name
+        """See `Cluster`: all of them belong to one `TestApp`, which stops them together."""
+        return False
 
     def committed(self, group: str, tp: TopicPartition) -> int | None:
         """See `Cluster`: what the broker acknowledged, or what the group began with."""

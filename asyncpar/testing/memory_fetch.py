@@ -179,7 +179,8 @@ class MemoryFetch:
             return OffsetOutOfRangeError({tp: offset})
         if found.code is Code.TOPIC_AUTHORIZATION_FAILED:
             return no_right_on_topic(repr(tp.topic))
-        return FetchError(f"fetch {tp} at offset {offset} failed: {found.code!r}")
+        text = f"fetch {tp} at offset {offset} failed: {found.code!r}"
+        return FetchError(text, partition=tp, offset=offset, unreadable=True)
 
     # -- asking the broker -------------------------------------------------------------------
 

@@ -36,17 +36,22 @@ def payload(value: object) -> bytes | None:
         return to_json(value, fallback=_inner)
     except PydanticSerializationError as error:
         raise TypeError(
-            f"a {type(value).__name__} cannot be sent ({error}); give bytes, str, None or what JSON can hold"
+            f"{_kind(value)} cannot be sent ({error}); give bytes, str, None or what JSON can hold"
         ) from None
 
 
 def _inner(value: Any) -> object:
     """A Struct inside of something else, in plain types."""
     if not _is_struct(value):
-        raise PydanticSerializationError(f"it holds a {type(value).__name__}")
+        raise PydanticSerializationError(f"it holds {_kind(value)}")
     import msgspec
 
     return msgspec.to_builtins(value)
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _is_struct(value: object) -> bool:

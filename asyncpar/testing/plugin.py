@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import pytest
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _FLAG = "--asyncpar-bootstrap"
 _OPTION = "asyncpar_bootstrap"
+_MOST_PORT = 65_535
 
 
 class KafkaApp(Protocol):
@@ -37,7 +38,8 @@ class KafkaApp(Protocol):
         broker: MemoryBroker | None = None,
         bootstrap_servers: str | None = None,
         env: Mapping[str, str] | None = None,
-        toml: Path | None = None,
+        toml: Path | str | None = None,
+        unsettled: Literal["raise", "ignore"] = "raise",
         **settings: object,
     ) -> TestApp:
         """A `TestApp` that has not started."""
@@ -51,6 +53,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST:PORT",
         help="run the tests that use kafka_app on this Kafka instead of the broker in memory",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse an address that is none, once and not in every test."""
+    bootstrap: str | None = config.getoption(_OPTION)
+    if bootstrap is None:
+        return
+    for address in bootstrap.split(","):
+        host, colon, port = address.strip().rpartition(":")
+        is_port = port.isascii() and port.isdigit() and 0 < int(port) <= _MOST_PORT
+        if not (colon and host and is_port) or any(map(str.isspace, host)):
+            raise pytest.UsageError(
+                f"{_FLAG}={bootstrap}: {address!r} is no address; give host:port, or several by commas"
+            )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakSet
 
 from asyncpar.app import App
 from asyncpar.discovery import handler_functions
@@ -30,21 +32,29 @@ from asyncpar.testing.cluster import Cluster
 from asyncpar.testing.recording import Recording, recording
 from asyncpar.testing.witness import Handled, Witness
 
-Target: TypeAlias = App | ModuleType | Callable[..., Any]
-"""What a test may run: an app, a module with one app or with bare `@topic` functions, such a function."""
+Target: TypeAlias = App | ModuleType | str | Callable[..., Any]
+"""What a test may run: an app; a module with one app or with bare `@topic` functions, or its name, such as
+`__name__`; a `@topic` function.
+"""
 
 _PROFILE = "test"
-_NOBODY = "default"
+_UNNAMED = "asyncpar"
+"""The name of an app that was given none."""
+_NOBODY, _CODE = "default", "App(...)"
 _OF_PRODUCTION = frozenset({*SecuritySettings.model_fields, "bootstrap_servers", "http_port", "log_config"})
 _NO_FILE = Path(os.devnull)
+# Smaller than the default, so that a test may have a short session without a word about heartbeats.
+_BEFORE_CHECKS = ("heartbeat_interval_ms",)
+_rigged: WeakSet[App] = WeakSet()
+"""The apps that are on a rig now."""
 
 
 def apps_of(target: Target | Sequence[Target]) -> list[App]:
     """The apps that `target` means; functions and modules without an app share one. ConfigurationError."""
     apps: list[App] = []
     loose = App("test")
-    several = cast("Sequence[Target]", target if isinstance(target, Sequence) else [target])
-    for one in several:
+    for given in [target] if isinstance(target, str) or not isinstance(target, Sequence) else target:
+        one = _module(given) if isinstance(given, str) else given
         if isinstance(one, App):
             apps.append(one)
         elif isinstance(one, ModuleType) and (app := _app_in(one)) is not None:
@@ -53,6 +63,17 @@ def apps_of(target: Target | Sequence[Target]) -> list[App]:
             loose.include(one)
     each = list(dict.fromkeys(apps))
     return [*each, loose] if loose.handlers or not each else each
+
+
+def _module(name: str) -> ModuleType:
+    """The imported module `name`: a test names its own, or one that it has imported."""
+    module = sys.modules.get(name)
+    if module is None:
+        raise ConfigurationError(
+            f"TestApp({name!r}): no module of that name is imported; give the app, the module or the "
+            "function itself, without quotes"
+        )
+    return module
 
 
 def _app_in(module: ModuleType) -> App | None:
@@ -85,10 +106,13 @@ def settings_for(app: App, given: Mapping[str, object], env: Mapping[str, str], 
     for name, value in given.items():
         checked(name, value, "TestApp(...)")
     own = {name: value for name, value in app.given_settings.items() if name not in _OF_PRODUCTION}
+    early = {name: PROFILES[_PROFILE][name] for name in _BEFORE_CHECKS if name not in own}
     # A file must be named, or ./asyncpar.toml would be read.
-    loaded = load(cli=given, env=env, toml=toml or _NO_FILE, app_values=own)
+    loaded = load(cli=given, env=env, toml=toml or _NO_FILE, app_values={**early, **own})
     smaller = {
-        name: value for name, value in PROFILES[_PROFILE].items() if loaded.origins[name] == _NOBODY
+        name: value
+        for name, value in PROFILES[_PROFILE].items()
+        if loaded.origins[name] == (_CODE if name in early else _NOBODY)
     } | ({} if loaded.settings.group else {"group": "test"})
     settings = loaded.settings.model_copy(update=smaller)
     for contradiction in contradictions(settings):
@@ -122,8 +146,21 @@ class Rig:
         """Those of the test."""
         return self._loaded.settings
 
+    @property
+    def name(self) -> str:
+        """The app's, or what tells an unnamed one from others."""
+        groups = " and ".join(group.name for group in self.groups) or self.settings.group
+        return f"the app of group {groups}" if self.app.name == _UNNAMED else f"app {self.app.name}"
+
     def prepare(self, stack: AsyncExitStack) -> None:
         """Put the app on the rig until `stack` ends. Raises ConfigurationError for what it cannot run."""
+        if self.app in _rigged:
+            raise ConfigurationError(
+                f"{self.name} runs in a TestApp already: two members of a group are two App objects, so let "
+                "a function make them: TestApp(make_app(), broker=...)"
+            )
+        _rigged.add(self.app)
+        stack.callback(_rigged.discard, self.app)
         stack.enter_context(self.app.rigged(self._loaded, self._consumer, self._watched))
         self.groups = tuple(self.app.groups())
 
@@ -145,7 +182,11 @@ class Rig:
         assert self._ended is not None
         if self._ended.done():
             self._ended.result()
-            raise ConfigurationError(f"app {self.app.name} was stopped: nothing is handled any more")
+            raise ConfigurationError(f"{self.name} was stopped: nothing is handled any more")
+
+    def member(self, group: str) -> str:
+        """What the app's member of `group` is called in its history."""
+        return self._member(group).recording.member
 
     # -- what the app is given ---------------------------------------------------------------
 
@@ -163,3 +204,9 @@ class Rig:
             witness = Witness(group, name, history, self._handled, recorded.lease_from)
             self._members[group] = _Member(recorded, witness)
         return self._members[group]
+
+
+def takes(group: DeclaredGroup, topic: str) -> bool:
+    """Whether `group` reads `topic`, by its name or by a pattern."""
+    names, pattern = group.subscription.topics, group.subscription.pattern
+    return topic in names or (pattern is not None and pattern.fullmatch(topic) is not None)

@@ -1,4 +1,4 @@
-"""By which rules a test's history is judged: what the handlers of a topic and the settings say.
+"""A test's history is judged: by which rules, as the handlers of a topic and the settings say.
 
 Pure. Called by `TestApp.check`.
 """
@@ -6,12 +6,30 @@ Pure. Called by `TestApp.check`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from asyncpar.groups import DeclaredGroup, DeclaredHandler
 from asyncpar.settings import Settings
-from asyncpar.testing.checkers import Rules
+from asyncpar.testing.checkers import Fault, Report, Rules, check
+from asyncpar.testing.history import NO_PARTITION, Event
+from asyncpar.testing.rig import takes
+
+
+def judge(events: Sequence[Event], group: DeclaredGroup, settings: Settings) -> Report:
+    """What the checkers say of one group; topics may be ordered differently, so each is judged by itself."""
+    faults: list[Fault] = []
+    counts: Counter[str] = Counter()
+    for topic in dict.fromkeys(event.tp.topic for event in events if event.tp != NO_PARTITION):
+        if not takes(group, topic):
+            continue
+        about = [event for event in events if event.tp.topic in (topic, NO_PARTITION.topic)]
+        report = check(about, rules_for(group, topic, settings))
+        blind = passes_over(group, topic)
+        faults += [fault for fault in report.faults if not (blind and fault.check == "LOST")]
+        counts.update(report.counts)
+    return Report(tuple(faults), dict(counts))
 
 
 def rules_for(group: DeclaredGroup, topic: str, settings: Settings) -> Rules:

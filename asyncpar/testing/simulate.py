@@ -1,17 +1,20 @@
 """`python -m asyncpar.testing.simulate`: live many lives, judge them, and say what they met.
 
-Exit code 0 when every life passed and every fault and state was met; 1 otherwise. A life that fails is
-shrunk and told, with the command that repeats it.
+Exit code 0 when every life passed and every fault and state was met; 1 otherwise; 130 after Ctrl-C. A life
+that fails is shrunk and told, with the command that repeats it.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import click
@@ -21,31 +24,59 @@ from asyncpar.testing.simulation.shrink import shrink
 from asyncpar.testing.simulation.table import Totals, render
 from asyncpar.testing.simulation.trace import tell
 
+EXIT_INTERRUPTED = 130
 _SEEDS = 2**31
 _MIN_LIVES_FOR_ZEROS = 500
 _MAX_TOLD = 3
+_DEAF = (signal.SIGINT, signal.SIG_IGN)
 
 
 @click.command()
-@click.option("--lives", default=500, show_default=True, help="How many lives.")
+@click.option("--lives", type=click.IntRange(min=1), default=500, show_default=True, help="How many lives.")
 @click.option(
     "--seed", type=int, default=None, help="Seed of the first life; the others follow. Default: drawn."
 )
-@click.option("--workers", type=int, default=None, help="Processes. Default: one per core.")
+@click.option("--workers", type=click.IntRange(min=1), default=None, help="Processes. Default: one per core.")
 @click.option("--shrink/--no-shrink", "shrinking", default=True, help="Make a failing life smaller.")
 @click.option("--verbose", is_flag=True, help="Show the engine's log; for a single life.")
 def main(lives: int, seed: int | None, workers: int | None, shrinking: bool, verbose: bool) -> None:
     """Live simulated lives of a consumer group and judge each by its history."""
+    if verbose and lives > 1:
+        raise click.UsageError("--verbose shows the log of a single life: say --lives 1 --seed N as well")
     first = int.from_bytes(os.urandom(4), "big") % _SEEDS if seed is None else seed
-    workers = workers or os.cpu_count() or 1
+    workers = min(workers or os.cpu_count() or 1, lives)
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    click.echo(f"{lives} lives from seed {first}, {workers} worker{'s' if workers > 1 else ''}")
-    begin = time.monotonic()
+    seeds = range(first, first + lives)
     totals = Totals()
     failures: list[Outcome] = []
-    with click.progressbar(length=lives, label="living", show_pos=True, file=sys.stderr) as bar:
-        for outcome in _live_all(range(first, first + lives), workers):
+    try:
+        click.echo(f"{_lives(lives)} from seed {first}, {workers} worker{'' if workers == 1 else 's'}")
+        code = _run(seeds, workers, totals, failures, shrinking=shrinking, verbose=verbose)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+        click.echo(f"\nstopped after {_lives(totals.lives)} from seed {first}", err=True)
+        if failures:
+            click.echo(_failed(failures), err=True)
+    sys.exit(code)
+
+
+def _run(
+    seeds: Sequence[int],
+    workers: int,
+    totals: Totals,
+    failures: list[Outcome],
+    *,
+    shrinking: bool,
+    verbose: bool,
+) -> int:
+    """Live the lives of `seeds` and tell of them; returns the exit code."""
+    begin = time.monotonic()
+    with (
+        click.progressbar(length=len(seeds), label="living", show_pos=True, file=sys.stderr) as bar,
+        closing(_live_all(seeds, workers, verbose=verbose)) as outcomes,
+    ):
+        for outcome in outcomes:
             totals.add(outcome)
             if not outcome.is_ok:
                 failures.append(outcome)
@@ -54,13 +85,21 @@ def main(lives: int, seed: int | None, workers: int | None, shrinking: bool, ver
     for outcome in sorted(failures, key=lambda one: one.seed)[:_MAX_TOLD]:
         click.echo(_explain(outcome, shrinking), err=True)
     click.echo(render(totals))
-    click.echo(f"{took:.0f} s, {lives / took:.1f} lives per second")
-    missing = totals.never_met() if lives >= _MIN_LIVES_FOR_ZEROS else []
+    click.echo(f"{took:.0f} s, {len(seeds) / took:.1f} lives per second")
+    missing = totals.never_met() if len(seeds) >= _MIN_LIVES_FOR_ZEROS else []
     if missing:
         click.echo(f"never met, so the rig is at fault: {', '.join(missing)}", err=True)
     if failures:
-        click.echo(f"failed: {', '.join(map(str, sorted(totals.failed)))}", err=True)
-    sys.exit(1 if failures or missing else 0)
+        click.echo(_failed(failures), err=True)
+    return 1 if failures or missing else 0
+
+
+def _failed(failures: Sequence[Outcome]) -> str:
+    return f"failed: {', '.join(map(str, sorted(one.seed for one in failures)))}"
+
+
+def _lives(number: int) -> str:
+    return f"{number} {'life' if number == 1 else 'lives'}"
 
 
 def _hash_alike() -> None:
@@ -72,21 +111,34 @@ def _hash_alike() -> None:
         )
 
 
-def _live_all(seeds: Sequence[int], workers: int) -> Iterator[Outcome]:
-    """The outcomes of all `seeds`, in the order in which they are done."""
+def _live_all(seeds: Sequence[int], workers: int, *, verbose: bool) -> Generator[Outcome, None, None]:
+    """The outcomes of all `seeds`, in the order in which they are done; with one worker, in this process."""
     if workers == 1:
         for seed in seeds:
-            yield live(plan_of(seed))
+            with _silence(but=verbose):
+                outcome = live(plan_of(seed))
+            yield outcome
         return
-    with ProcessPoolExecutor(workers) as pool:
+    # Ctrl-C reaches all processes of a terminal; what becomes of the workers is for this one to say.
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=_DEAF) as pool:
         running: set[Future[Outcome]] = set()
-        for seed in seeds:
-            running.add(pool.submit(_live_briefly, seed))
-            if len(running) >= 4 * workers:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (one.result() for one in done)
-        for one in running:
-            yield one.result()
+        try:
+            for seed in seeds:
+                running.add(pool.submit(_live_briefly, seed))
+                if len(running) >= 4 * workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (one.result() for one in done)
+            for one in running:
+                yield one.result()
+        except BaseException:
+            _end_workers()
+            raise
+
+
+def _end_workers() -> None:
+    """End the processes that live lives, in the middle of them: nobody waits for their outcomes."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
 
 
 def _live_briefly(seed: int) -> Outcome:
@@ -95,16 +147,26 @@ def _live_briefly(seed: int) -> Outcome:
     return replace(live(plan_of(seed)), events=(), culprits=())
 
 
+@contextmanager
+def _silence(*, but: bool = False) -> Iterator[None]:
+    """Without the engine's log, which tells of each fault; `but`: with it."""
+    before = logging.root.manager.disable
+    if not but:
+        logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _explain(outcome: Outcome, shrinking: bool) -> str:
-    logging.disable()
     plan, kinds = outcome.plan, outcome.failed_checks
-    if shrinking:
-        plan = shrink(plan, lambda smaller: bool(live(smaller).failed_checks & kinds))
-    logging.disable(logging.NOTSET)
-    repeat = (
-        f"repeat: python -m asyncpar.testing.simulate --lives 1 --seed {outcome.seed} --workers 1 --verbose"
-    )
-    return f"{tell(live(plan))}\n{repeat}\n"
+    with _silence():
+        if shrinking:
+            plan = shrink(plan, lambda smaller: bool(live(smaller).failed_checks & kinds))
+        told = tell(live(plan))
+    repeat = f"repeat: python -m asyncpar.testing.simulate --lives 1 --seed {outcome.seed} --verbose"
+    return f"{told}\n{repeat}\n"
 
 
 if __name__ == "__main__":

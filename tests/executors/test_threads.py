@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from asyncpar.executors.threads import ThreadExecutor
 
+ROOT = Path(__file__).parents[2]
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 
 
@@ -89,3 +93,108 @@ async def test_a_second_cancellation_gives_up_waiting() -> None:
     finally:
         release.set()
         executor.close()
+
+
+async def test_threads_are_made_when_needed_and_used_again() -> None:
+    """One call after the other takes one thread; as many at a time as there are slots, and the rest waits."""
+    executor = ThreadExecutor("test", 2)
+    names: list[str] = []
+    both = threading.Barrier(2)
+
+    def call() -> None:
+        both.wait(10)
+        names.append(threading.current_thread().name)
+
+    try:
+        for _ in range(2):
+            assert (await executor.run(lambda: threading.current_thread().name)) == "asyncpar-test_0"
+        await asyncio.wait_for(asyncio.gather(*(executor.run(call) for _ in range(4))), 10)
+        assert set(names) == {"asyncpar-test_0", "asyncpar-test_1"}
+    finally:
+        executor.close()
+
+
+async def test_stop_iteration_is_an_error_like_others() -> None:
+    """A coroutine cannot raise it, and a future refuses it: it comes back as a RuntimeError."""
+    executor = ThreadExecutor("test", 1)
+    try:
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(executor.run(lambda: next(iter(()))), 10)
+    finally:
+        executor.close()
+
+
+async def test_closing_cancels_what_waits_and_ends_idle_threads() -> None:
+    """What runs is not waited for; nothing is started after it."""
+    executor = ThreadExecutor("closing", 1)
+    started, release = threading.Event(), threading.Event()
+
+    def call() -> str:
+        started.set()
+        assert release.wait(10)
+        return "done"
+
+    running = asyncio.create_task(executor.run(call))
+    try:
+        assert await asyncio.to_thread(started.wait, 10)
+        waiting = asyncio.create_task(executor.run(lambda: "never"))
+        await asyncio.sleep(0)
+        executor.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(RuntimeError, match="closed"):
+            await executor.run(lambda: "never")
+    finally:
+        release.set()
+    assert await asyncio.wait_for(running, 10) == "done"
+    for thread in threading.enumerate():
+        if thread.name.startswith("asyncpar-closing"):
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
+
+
+def test_a_call_that_never_ends_does_not_keep_the_process() -> None:
+    """The interpreter ends although a thread hangs, with the loop closed and the executor too."""
+    code = """
+import asyncio, threading
+from asyncpar.executors.threads import ThreadExecutor
+
+async def main():
+    executor, started = ThreadExecutor("test", 1), threading.Event()
+    task = asyncio.create_task(executor.run(lambda: (started.set(), threading.Event().wait())))
+    await asyncio.to_thread(started.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0)
+    executor.close()
+
+asyncio.run(main())
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, timeout=30, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
+def test_a_call_that_ends_after_its_loop_is_heard_by_nobody() -> None:
+    """No traceback of the thread: the loop that it would tell is closed."""
+    executor = ThreadExecutor("late", 1)
+    started, release = threading.Event(), threading.Event()
+
+    def call() -> None:
+        started.set()
+        release.wait(10)
+
+    async def main() -> None:
+        task = asyncio.create_task(executor.run(call))
+        assert await asyncio.to_thread(started.wait, 10)
+        task.cancel()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    executor.close()
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("asyncpar-late"):
+            thread.join(10)
+            assert not thread.is_alive()

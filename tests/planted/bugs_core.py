@@ -70,8 +70,8 @@ METADATA = (
         "wrong-base",
         "The runs of the varint form are read as absolute offsets, not as relative to the committed one.",
         "core.offset_codec",
-        old="at, cursor = 0, offset\n",
-        new="at, cursor = 0, 0\n",
+        old="    runs: list[Run] = []\n    at, cursor = 0, offset\n",
+        new="    runs: list[Run] = []\n    at, cursor = 0, 0\n",
         checks=("DUPLICATES", "LOST"),
     ),
     Bug(
@@ -148,8 +148,8 @@ COMMITS = (
         "commit-past-a-gap",
         "What is committed is the position: one past the last delivered record, done or not.",
         "core.commits",
-        old="    committed = Committed(hwm, encoded.text)",
-        new="    committed = Committed(tracker.position, encoded.text)",
+        old="    plain = committed = Committed(hwm, encoded.text)",
+        new="    plain = committed = Committed(tracker.position, encoded.text)",
         checks=("LOST",),
     ),
     Bug(
@@ -172,9 +172,11 @@ COMMITS = (
         "only-the-offset-is-compared",
         "A commit is left out when the offset is stored, although the done runs above it have changed.",
         "core.commits",
-        old="    if committed == partition.acknowledged:\n",
-        new="    acknowledged = partition.acknowledged\n"
-        "    if acknowledged is not None and committed.offset == acknowledged.offset:\n",
+        old="    is_last = partition.state is State.DRAINING\n",
+        new="    is_last = partition.state is State.DRAINING\n"
+        "    acknowledged = partition.acknowledged\n"
+        "    if acknowledged is not None and made.committed.offset == acknowledged.offset:\n"
+        "        return None\n",
         checks=("DUPLICATES",),
     ),
     Bug(
@@ -224,8 +226,8 @@ LIMITS = (
         "failure-counts-as-done",
         "A record whose attempts are used up is passed over instead of halting its partition.",
         "core.failures",
-        old="attempts_made >= rules.attempts:\n        return _HALT",
-        new="attempts_made >= rules.attempts:\n        return _DONE",
+        old='return _TRAVEL if may_travel else give_up(rules, "exhausted")',
+        new="return _DONE",
         checks=("LOST",),
     ),
     Bug(

@@ -24,9 +24,9 @@ WORKERS = (
     Bug(
         "retry-goes-behind-its-key",
         "A failed record waits for its retry behind the others of its key.",
-        "runtime.workers",
-        old="            self.retries += 1\n",
-        new="            self.retries += 1\n"
+        "runtime.verdicts",
+        old="            self._pool.retries += 1\n",
+        new="            self._pool.retries += 1\n"
         "            if vp.rest:\n"
         "                vp.rest.append(record)\n"
         "                vp.head = vp.rest.popleft()\n",
@@ -35,7 +35,7 @@ WORKERS = (
     Bug(
         "retry-timer-not-set",
         "A parked record does not set the timer.",
-        "runtime.workers",
+        "runtime.verdicts",
         old="            state.on_parked()\n",
         new="",
         checks=("STUCK",),
@@ -43,9 +43,9 @@ WORKERS = (
     Bug(
         "cancellation-counts-as-done",
         "A record whose handler was cancelled by a revoke counts as done.",
-        "runtime.workers",
-        old="                raise Interrupted(worker_ends=False)",
-        new="                return Verdict.SKIPPED, raised",
+        "runtime.worker",
+        old="            raise Interrupted(worker_ends=False)",
+        new="            return Verdict.SKIPPED, raised",
         checks=("LOST",),
     ),
     Bug(
@@ -59,7 +59,7 @@ WORKERS = (
     Bug(
         "late-failure-counts-as-done",
         "A record that fails after its partition was revoked counts as done.",
-        "runtime.workers",
+        "runtime.verdicts",
         old="state.late_completion(vp, offset, ok=decision.action is Action.DONE)",
         new="state.late_completion(vp, offset, ok=True)",
         checks=("LOST",),
@@ -67,7 +67,7 @@ WORKERS = (
     Bug(
         "skipped-is-not-settled",
         "A record that is skipped stays unfinished.",
-        "runtime.workers",
+        "runtime.verdicts",
         old="            queues.unfinished.pop(offset)\n",
         new="",
         checks=("STUCK",),

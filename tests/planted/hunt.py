@@ -7,10 +7,12 @@ asyncpar. A life that fails without the bug as well is no evidence: it is passed
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Self
 
 from tests.planted.bug import Bug
@@ -72,7 +74,10 @@ class Hunters:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for process in active_children():  # in the middle of their lives: nobody waits for them
+                process.terminate()
         self._hunting.shutdown(cancel_futures=True)
         self._control.shutdown(cancel_futures=True)
 
@@ -98,7 +103,21 @@ class Hunters:
         return seed in self._sound
 
 
+class _DeafProcess(SpawnProcess):
+    """Ctrl-C reaches all processes of a terminal; what becomes of this one is for its parent to say."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits it
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Deaf(SpawnContext):
+    Process = _DeafProcess
+
+
 def _fresh_processes(workers: int) -> ProcessPoolExecutor:
     """A new process for each call."""
-    spawning = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=spawning, max_tasks_per_child=1)
+    return ProcessPoolExecutor(workers, mp_context=_Deaf(), max_tasks_per_child=1)

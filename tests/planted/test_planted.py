@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -109,6 +111,35 @@ def test_command_knows_its_bugs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"{bug.name} ({bug.module}): {bug.wrong}\n" in listed for bug in BUGS)
     with pytest.raises(SystemExit):
         command.main(["--bug", "no-such-bug"])
+
+
+@pytest.mark.parametrize("option", ["--lives=0", "--lives=-1", "--workers=0", "--workers=two"])
+def test_command_refuses_numbers_below_one(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No bug is caught by nobody, or in no life."""
+    with pytest.raises(SystemExit):
+        command.main([option])
+    assert "is no whole number from 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it() -> None:
+    """At once, with exit code 130 and how far it came; no hunter tells its own end."""
+    hunting = [sys.executable, "-m", "tests.planted", "--workers", "2"]
+    named = [word for name in QUICK for word in ("--bug", name)]
+    with subprocess.Popen(
+        [*hunting, *named],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "3 bugs, up to 500 lives each from seed 1\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == command.EXIT_INTERRUPTED
+    assert said.splitlines()[-1] == "stopped after 0 of 3 bugs"
+    assert "Traceback" not in said
 
 
 CAUGHT = Hunt(BUG, 3, 12, frozenset({"LOST", "STUCK"}), "LOST orders[0]: offset 7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -138,14 +139,18 @@ async def test_what_cannot_be_sent_is_refused() -> None:
     """A payload that JSON cannot hold, a key that is no text and a partition that is not there."""
     app, _ = collecting(bytes)
     async with TestApp(app) as kafka:
-        with pytest.raises(TypeError, match="a object cannot be sent"):
+        with pytest.raises(TypeError, match="an object cannot be sent"):
             await kafka.send("orders", object())
-        with pytest.raises(TypeError, match="a dict cannot be sent.*it holds a object"):
+        with pytest.raises(TypeError, match="a dict cannot be sent.*it holds an object"):
             await kafka.send("orders", {"a": object()})
         with pytest.raises(TypeError, match="a key is text or bytes, not int"):
             await kafka.send("orders", b"", key=1)  # type: ignore[arg-type]
         with pytest.raises(UnknownTopicError, match="has no partition 7: it has 1"):
             await kafka.send("orders", b"", partition=7)
+        with pytest.raises(TypeError, match="partition is a whole number, not '3'"):
+            await kafka.send("orders", b"", partition="3")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="timestamp_ms is a whole number of milliseconds since 1970"):
+            await kafka.send("orders", b"", timestamp_ms="now")  # type: ignore[arg-type]
 
 
 # -- topics --------------------------------------------------------------------------------------
@@ -414,9 +419,10 @@ async def test_several_groups_each_handle_and_commit() -> None:
             _ = kafka.history
         assert kafka.committed("orders", group="mailing") == kafka.committed("orders", group="billing") == 1
         assert kafka.committed("refunds") == 0
-        for topic_, group in (("nothing", None), ("refunds", "mailing")):
-            with pytest.raises(ConfigurationError, match="no group .*reads"):
-                kafka.committed(topic_, group=group)
+        with pytest.raises(ConfigurationError, match="no group 'mailing' reads topic 'refunds'; .* billing"):
+            kafka.committed("refunds", group="mailing")
+        with pytest.raises(ConfigurationError, match="there is no group 'mail' in this test; .*'mailing'"):
+            kafka.history_of("mail")
     assert sorted(one.group for one in kafka.handled) == ["billing", "mailing"]
     assert kafka.check().counts["handled"] == 2
     starts = [event for event in kafka.history_of("mailing").events if event.kind == "start"]
@@ -491,8 +497,8 @@ async def test_what_handlers_send_is_waited_for() -> None:
     assert got == ["bill for tea"]
 
 
-async def test_modules_functions_and_lists_can_be_run() -> None:
-    """A module's bare functions, a module's app with what belongs to it, and several of all kinds."""
+async def test_modules_functions_and_lists_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's bare functions, a module's app with what belongs to it, several of all kinds, a name."""
     got: list[str] = []
 
     def module(name: str, **values: object) -> ModuleType:
@@ -529,6 +535,13 @@ async def test_modules_functions_and_lists_can_be_run() -> None:
         TestApp(module("left", app=one, handle=handler("handle", "left")))
     with pytest.raises(ConfigurationError, match="it is not decorated with @topic"):
         TestApp(print)
+    with pytest.raises(ConfigurationError, match=r"TestApp\('bare'\): no module of that name is imported"):
+        TestApp("bare")
+    monkeypatch.setitem(sys.modules, "bare", bare)
+    async with TestApp("bare") as kafka:
+        await kafka.send("a", b"")
+        await kafka.settled()
+    assert got[-1] == "a"
     with pytest.raises(ConfigurationError, match="no handler"):
         async with TestApp(App(group="empty")):
             pass
@@ -538,18 +551,18 @@ async def test_two_apps_share_a_broker_as_members_of_a_group() -> None:
     """Partitions are divided and taken over, each record is handled once, and the history is one."""
     (first, got), (second, got_too) = collecting(int), collecting(int)
     broker = MemoryBroker()
-    async with TestApp(first, broker=broker, partitions={"orders": 2}, heartbeat_interval_ms=50) as kafka:
+    async with TestApp(first, broker=broker, partitions={"orders": 2}) as kafka:
         for number in range(10):
             await kafka.send("orders", number, key=f"k{number}")
         await kafka.settled()
-        async with TestApp(second, broker=broker, heartbeat_interval_ms=50) as other:
-            async with asyncio.timeout(10):
-                while not second.status().groups[0].partitions:  # noqa: ASYNC110 - an app tells nobody
-                    await asyncio.sleep(0.01)
+        async with TestApp(second, broker=broker) as other:
+            (mine,) = await other.assigned()
+            assert await kafka.assigned() == sorted({ORDERS, TopicPartition("orders", 1)} - {mine})
             for number in range(10, 20):
                 await other.send("orders", number, partition=number % 2)
             await asyncio.gather(kafka.settled(), other.settled())
             assert kafka.history is other.history
+        assert len(await kafka.assigned(2)) == 2
     assert sorted(got + got_too) == list(range(20))
     assert got_too
     assert kafka.check().counts["duplicates"] == 0
@@ -611,7 +624,7 @@ async def test_the_end_of_an_engine_is_raised_while_waiting() -> None:
     async with TestApp(app) as kafka:
         app.stop()
         await asyncio.wait_for(app.wait(), 5)
-        with pytest.raises(ConfigurationError, match="app asyncpar was stopped"):
+        with pytest.raises(ConfigurationError, match="the app of group billing was stopped"):
             await kafka.settled()
 
 
@@ -639,7 +652,7 @@ async def test_it_is_of_use_inside_its_block_only() -> None:
     async with kafka:
         with pytest.raises(ConfigurationError, match="once at a time"):
             await kafka.__aenter__()
-        with pytest.raises(ConfigurationError, match="an app runs once at a time"):
+        with pytest.raises(ConfigurationError, match="of group billing runs in a TestApp already: two memb"):
             async with TestApp(app):
                 pass
         await kafka.send("orders", b"")
@@ -654,6 +667,35 @@ def test_it_runs_on_asyncio_only() -> None:
     app, _ = collecting(bytes)
     with pytest.raises(ConfigurationError, match="asyncio only"):
         TestApp(app).__aenter__().send(None)
+
+
+async def test_there_is_nothing_to_see_before_the_start() -> None:
+    """What looks at a run refuses where there was none: a check of nothing would be green."""
+    app, _ = collecting(bytes)
+    kafka = TestApp(app)
+    with pytest.raises(ConfigurationError, match=r"has not run: use check\(\) inside or after"):
+        kafka.check()
+    with pytest.raises(ConfigurationError, match="has not run: use history inside or after"):
+        _ = kafka.history
+    with pytest.raises(ConfigurationError, match="has not run"):
+        kafka.history_of("billing")
+    with pytest.raises(ConfigurationError, match="has not run"):
+        kafka.committed("orders")
+
+
+async def test_a_commit_is_asked_of_what_there_is() -> None:
+    """A misspelt topic and a partition that the topic does not have are said, with what there is."""
+    app, _ = collecting(bytes)
+    async with TestApp(app, partitions={"orders": 2}) as kafka:
+        assert kafka.committed("orders", 1) == 0
+        with pytest.raises(ConfigurationError, match="no handler reads topic 'ordrs'; did you mean 'orders'"):
+            kafka.committed("ordrs")
+        with pytest.raises(ConfigurationError, match="no partition 2: it has 2, and the first is 0"):
+            kafka.committed("orders", 2)
+        with pytest.raises(TypeError, match="partition is a whole number"):
+            kafka.committed("orders", "0")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="timeout_s is a number of seconds"):
+            await kafka.settled("3")  # type: ignore[arg-type]
 
 
 async def test_a_broken_guarantee_fails_the_check() -> None:
@@ -680,9 +722,10 @@ async def test_the_surroundings_are_not_read_unless_named(
     app, _ = collecting(bytes)
     async with TestApp(app):
         assert (app.settings.max_in_flight, app.settings.poll_batch_size) == (16, 4)
-    async with TestApp(app, env={"ASYNCPAR_MAX_IN_FLIGHT": "5"}, toml=tmp_path / "asyncpar.toml"):
-        assert (app.settings.max_in_flight, app.settings.poll_batch_size) == (5, 2)
-        assert app.loaded.origins["max_in_flight"] == "variable ASYNCPAR_MAX_IN_FLIGHT"
+    for toml in (tmp_path / "asyncpar.toml", "asyncpar.toml"):
+        async with TestApp(app, env={"ASYNCPAR_MAX_IN_FLIGHT": "5"}, toml=toml):
+            assert (app.settings.max_in_flight, app.settings.poll_batch_size) == (5, 2)
+            assert app.loaded.origins["max_in_flight"] == "variable ASYNCPAR_MAX_IN_FLIGHT"
 
 
 async def test_settings_of_test_app_profile_and_production() -> None:
@@ -710,6 +753,8 @@ async def test_settings_of_test_app_profile_and_production() -> None:
         assert settings.security_protocol == "PLAINTEXT"
         assert settings.group == "test"
         assert app.loaded.origins["max_in_flight"] == "command line"
+        assert (settings.heartbeat_interval_ms, settings.startup_timeout_ms) == (100, 5_000)
+        assert app.loaded.origins["heartbeat_interval_ms"] == "profile test"
         await kafka.send("orders", b"")
         await kafka.settled()
     assert app.given_settings == before
@@ -724,7 +769,7 @@ def test_wrong_settings_are_said_at_once() -> None:
     with pytest.raises(SettingError, match=r"TestApp\(...\): max_in_flight = 0 is not allowed"):
         TestApp(app, max_in_flight=0)
     with pytest.raises(SettingError, match="more than a third"):
-        TestApp(app, session_timeout_ms=1_000)
+        TestApp(app, heartbeat_interval_ms=3_000, session_timeout_ms=1_000)
     with pytest.raises(ConfigurationError, match="not both"):
         TestApp(app, broker=MemoryBroker(), bootstrap_servers="localhost:9092")
 
@@ -801,6 +846,11 @@ async def test_topics_are_made_on_a_real_kafka(broker: Broker) -> None:
 async def test_a_kafka_that_is_not_there_is_said() -> None:
     """The address is in the message, and what else one can do."""
     app, _ = collecting(bytes)
-    with pytest.raises(BrokerUnreachableError, match="no broker answers at 127.0.0.1:9: start one"):
+    with pytest.raises(BrokerUnreachableError, match="no broker answers at 127.0.0.1:9: start one") as caught:
         async with TestApp(app, bootstrap_servers="127.0.0.1:9"):
             pass
+    assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None
+    for address in ("127.0.0.1:99999", "a b", "localhost:"):
+        with pytest.raises(ConfigurationError, match="give host:port, or several by commas"):
+            TestApp(app, bootstrap_servers=address)

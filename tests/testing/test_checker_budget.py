@@ -64,6 +64,20 @@ def test_a_revoke_drops_the_queue() -> None:
         assert fine(tale, replace(THREE, max_in_flight=2))
 
 
+def test_more_calls_than_slots_are_flagged() -> None:
+    """Also of a straggler, which keeps its slot; not of the dead, nor of another member."""
+    two = replace(RULES, concurrency=2)
+    tale = Tale().sent(*range(4), key=None).given(A).polled(A, 0, 4).began(A, 0).began(A, 1)
+    assert fine(tale.ended(A, 0, "failed").began(A, 2).ended(A, 1).ended(A, 2).began(A, 3).ended(A, 3), two)
+    three = Tale().sent(*range(3), key=None).given(A).polled(A, 0, 3).began(A, 0).began(A, 1).began(A, 2)
+    assert broken(three, two) == ["BUDGET"]
+    assert fine(three, replace(RULES, concurrency=3))
+    left = Tale().sent(*range(3), key=None).given(A).polled(A, 0, 3).began(A, 0).note("lost", A).given(A)
+    assert broken(left.polled(A, 0, 3).began(A, 1).began(A, 2), two) == ["BUDGET"]
+    dead = Tale().sent(*range(3), key=None).given(A).polled(A, 0, 3).began(A, 0).began(A, 1).note("dead", A)
+    assert fine(dead.given(B).polled(B, 0, 3).began(B, 0).began(B, 1), two)
+
+
 def test_members_have_budgets_of_their_own() -> None:
     """Three at A, then three at B while A's call still runs."""
     tale = Tale().sent(*range(3), key=None).given(A).polled(A, 0, 3).began(A, 0).note("lost", A)

@@ -8,6 +8,7 @@ import pytest
 
 from asyncpar.records import TopicPartition
 from asyncpar.testing.checkers import Rules
+from asyncpar.testing.history import FAILED
 from tests.testing.tale import GRACE_MS, RULES, SESSION_MS, TP, Tale, broken, fine
 
 A, B, C = "member-a", "member-b", "member-c"
@@ -152,6 +153,33 @@ def test_an_overtaken_straggler_is_flagged() -> None:
     assert broken(tale.given(A, 1).polled(A, 1, 3).began(A, 2)) == ["ORDER", "SERIAL"]
 
 
+THREE_ATTEMPTS = replace(RULES, attempts=3)
+
+
+def test_a_partition_halts_when_the_attempts_are_used_up() -> None:
+    """Neither the record nor another one starts behind the last attempt; what runs may end."""
+    tale = Tale().sent(0).sent(1, 2, key=b"x").given(A).polled(A, 0, 3).began(A, 1)
+    tale.ran(A, 0, 0, 0, how="failed").ended(A, 1)
+    assert fine(tale, THREE_ATTEMPTS)
+    assert fine(opened().ran(A, 0, 0, how="failed").ran(A, 0), THREE_ATTEMPTS)
+    for offset in (0, 2):
+        halted = Tale().sent(0).sent(1, 2, key=b"x").given(A).polled(A, 0, 3).ran(A, 1)
+        halted.ran(A, 0, 0, 0, how="failed").ran(A, offset)
+        assert broken(halted, THREE_ATTEMPTS) == ["ORDER"]
+        assert fine(halted)
+
+
+def test_what_has_halted_goes_on_behind_a_seek_or_elsewhere() -> None:
+    """Somebody let it run again, or another member has it: attempts are counted anew."""
+    tale = opened().ran(A, 0, 0, 0, how="failed").note("seek", A, 0).polled(A, 0, 3)
+    assert fine(tale.ran(A, 0, 0, how="failed").ran(A, 0, 1, 2), THREE_ATTEMPTS)
+    tale = opened().ran(A, 0, 0, 0, how="failed").revoked(A).released(A).given(B).polled(B, 0, 3)
+    assert fine(tale.ran(B, 0, how="failed").ran(B, 0, 1, 2), THREE_ATTEMPTS)
+    late = opened().began(A, 0).ran(A, 1, 1, how="failed").note("seek", A, 0).polled(A, 0, 3)
+    late.ended(A, 0, "failed").ran(A, 0, 0, how="failed").ran(A, 0)
+    assert fine(late, replace(THREE_ATTEMPTS, order="unordered")), "a straggler's failure is not its attempt"
+
+
 def test_unknown_records_are_flagged() -> None:
     """An offset that nobody sent, and a key that it was not sent with."""
     assert broken(opened().ran(A, 7)) == ["UNKNOWN"]
@@ -235,6 +263,13 @@ def test_a_stop_that_does_not_wait_is_flagged() -> None:
     assert broken(opened().began(A, 0).wait(2_000).note("leave", A), rules) == ["SERIAL"]
     assert fine(opened().began(A, 0).wait(3_000).note("leave", A), rules)
     assert fine(opened().began(A, 0).wait(2_000).note("leave", A))
+    failed = opened().began(A, 0).wait(2_000).note("leave", A)
+    assert broken(failed.note("dead", A), rules) == ["SERIAL"]
+    failed = opened().began(A, 0).wait(2_000).note("leave", A)
+    assert fine(failed.note("dead", A, detail=FAILED), rules), "it had no time to wait"
+    cut = opened().truncated(1).note("seek", A, 0).began(A, 0).wait(2_000).note("leave", A)
+    assert broken(cut, rules) == ["SERIAL"]
+    assert fine(opened().began(A, 0).truncated(1).note("seek", A, 0).note("leave", A), rules)
 
 
 def test_calls_of_a_member_that_lost_its_partition_are_excused() -> None:
@@ -307,6 +342,17 @@ def test_one_late_start_per_slot_of_a_freeze_is_excused() -> None:
     assert broken(woken(2)) == ["SERIAL"]
     assert fine(woken(2), replace(RULES, slots=2))
     assert broken(woken(3), replace(RULES, slots=2)) == ["SERIAL"]
+
+
+def test_a_late_start_comes_at_once_after_the_freeze() -> None:
+    """What was about to start when the member froze starts as soon as it runs on, and not a second later."""
+    for awake_ms, is_ok in ((40, True), (1_000, False)):
+        tale = opened().note("freeze", A).wait(15_000).note("thaw", A).wait(awake_ms)
+        assert tale.began(A, 0, lease_ms=15_100 + awake_ms).ended(A, 0).judged().is_ok is is_ok
+    again = opened().note("freeze", A).wait(15_000).note("thaw", A).note("freeze", A).wait(5_000)
+    assert fine(again.note("thaw", A).began(A, 0, lease_ms=20_100).ended(A, 0)), "it stood still once more"
+    told = opened().note("freeze", A).wait(15_000).note("thaw", A).note("lost", A).given(B).wait(60_000)
+    assert broken(told.began(A, 0, lease_ms=75_100)) == ["SERIAL"]
 
 
 def test_a_freeze_long_ago_excuses_nothing() -> None:

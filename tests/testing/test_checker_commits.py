@@ -35,6 +35,18 @@ def test_a_commit_past_what_runs_is_flagged_although_it_succeeds_later() -> None
     assert len(tale.judged().faults) == 1
 
 
+def test_metadata_that_lists_what_is_not_done_is_flagged() -> None:
+    """Nobody is given it again; named once, and done by then is fine."""
+    tale = opened().began(A, 0).ran(A, 1).began(A, 2).committed(A, 0, (1, 3)).committed(A, 0, (1, 3))
+    report = tale.ended(A, 2).ran(A, 3).committed(A, 0, (1, 4)).ended(A, 0).committed(A, 4).judged()
+    assert [fault.text for fault in report.faults] == [
+        f"{TP}: offset 2 not done when the commit of 0 by {A} listed them as done"
+    ]
+    grown = opened().ran(A, 1).committed(A, 0, (1, 2)).commit_sent(A, 0, (1, 4))
+    assert broken(grown) == ["LOST"], "only the run that has grown is looked at again"
+    assert fine(opened().ran(A, 1, 3).committed(A, 0, (1, 2), (3, 4)).ran(A, 0, 2).committed(A, 4))
+
+
 def test_lost_records_are_named_once() -> None:
     """Later commits do not name them again; more than a few are counted."""
     report = opened(9).ran(A, 8).committed(A, 9).committed(A, 9).judged()
@@ -85,6 +97,8 @@ def test_a_start_at_the_end_passes_over_records_once() -> None:
     cut = opened().ran(A, 0).committed(A, 1).deleted(3).note("seek", A, 4).committed(A, 4)
     assert fine(cut, LATEST)
     assert broken(cut, RULES) == ["LOST"]
+    passed = opened().ran(A, 0, 1).committed(A, 2).deleted(1).note("seek", A, 4).committed(A, 4)
+    assert broken(passed, LATEST) == ["LOST"], "what was deleted was behind all that is stored"
 
 
 def test_the_final_commit_counts_as_a_commit() -> None:
@@ -132,6 +146,37 @@ def test_after_a_truncation_commits_may_go_back() -> None:
     """The position lay beyond the log: the member began anew."""
     tale = opened().ran(A, 0, 1, 2, 3).committed(A, 4).truncated(1).note("seek", A, 0).polled(A, 0, 1)
     assert fine(tale.ran(A, 0).committed(A, 1))
+
+
+def test_behind_a_truncation_the_laws_hold_again() -> None:
+    """Once it has begun anew it goes neither back nor beyond what it was delivered."""
+
+    def anew() -> Tale:
+        tale = opened().ran(A, 0, 1, 2, 3).committed(A, 4).truncated(3).note("seek", A, 0).polled(A, 0, 2)
+        return tale.ran(A, 0, 1).committed(A, 2)
+
+    assert fine(anew())
+    assert broken(anew().committed(A, 1, (1, 2))) == ["COMMIT"]
+    assert broken(anew().committed(A, 3)) == ["COMMIT"]
+
+
+def test_two_commits_on_their_way_are_flagged() -> None:
+    """One at a time: the answer of the first may be lost, but somebody has to have waited for it."""
+    tale = opened().ran(A, 0).commit_sent(A, 1).ran(A, 1).commit_sent(A, 2).answered(A, "acknowledged")
+    assert broken(tale) == ["COMMIT"]
+    assert fine(opened().ran(A, 0).commit_sent(A, 1).answered(A, "retry").committed(A, 1))
+
+
+def test_what_a_displaced_member_commits_must_not_be_stored() -> None:
+    """B's commit was stored, so A was removed before; A's may have been first, or be refused."""
+    tale = opened().ran(A, 0, 1).given(B).polled(B, 0, 4).ran(B, 0, 1, 2).committed(B, 3)
+    assert fine(tale.commit_sent(A, 2).answered(A, "stale"))
+    tale = opened().ran(A, 0, 1).given(B).polled(B, 0, 4).ran(B, 0, 1, 2).committed(B, 3)
+    assert broken(tale.committed(A, 2)) == ["COMMIT"]
+    early = opened().ran(A, 0, 1).given(B).polled(B, 0, 4).ran(B, 0, 1, 2).commit_sent(A, 2)
+    assert fine(early.committed(B, 3).answered(A, "acknowledged"))
+    woken = opened().given(B).polled(B, 0, 4).given(A).polled(A, 0, 4).ran(A, 0).committed(A, 1)
+    assert fine(woken.commit_sent(B, 0).answered(B, "stale").ran(A, 1).committed(A, 2))
 
 
 @pytest.mark.parametrize("end", ["released", "lost", "leave", "dead"])

@@ -151,8 +151,9 @@ async def test_answers_that_mean_something() -> None:
     with pytest.raises(AuthorizationError, match="'t'"):
         await a.consumer.fetch([tp], 10, 100)
     world.broker.fail("Fetch", "CORRUPT_MESSAGE")
-    with pytest.raises(FetchError, match=r"t\[0\] at offset 0"):
+    with pytest.raises(FetchError, match=r"t\[0\] at offset 0") as caught:
         await a.consumer.fetch([tp], 10, 100)
+    assert (caught.value.partition, caught.value.offset, caught.value.unreadable) == (tp, 0, True)
     for error in ("NOT_LEADER_OR_FOLLOWER", "UNKNOWN_TOPIC_OR_PARTITION", DISCONNECT):
         world.broker.fail("Fetch", error)
     begun = now()

@@ -158,11 +158,23 @@ def test_the_docs_page_is_true(pytester: pytest.Pytester) -> None:
         for page in pages
         for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     ]
-    tested = [block for block in blocks if "async def test_" in block]
+    tested = [block for block in blocks if "def test_" in block]
     pytester.makepyfile(**{f"test_{number}": block for number, block in enumerate(tested)})
     ran = pytester.runpytest_subprocess(*PLUGIN, "-o", "asyncio_mode=auto")
-    ran.assert_outcomes(passed=sum(block.count("async def test_") for block in tested), warnings=0)
-    assert len(tested) >= 5
+    ran.assert_outcomes(passed=sum(block.count("def test_") for block in tested), warnings=0)
+    assert len(tested) >= 8
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "localhost:abc", "localhost:99999", "a b:9092", ":9092", "h:1,"]
+)
+def test_a_malformed_address_is_said_once(pytester: pytest.Pytester, address: str) -> None:
+    """Before any test, in one line; not by each of them."""
+    ran = run(pytester, HANDLERS + THE_TEST, f"--asyncpar-bootstrap={address}")
+    assert ran.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in ran.errlines if line.startswith("ERROR")]
+    assert line.startswith(f"ERROR: --asyncpar-bootstrap={address}: ")
+    assert line.endswith("is no address; give host:port, or several by commas")
 
 
 def test_the_flag_is_in_the_help(pytester: pytest.Pytester) -> None:

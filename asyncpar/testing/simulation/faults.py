@@ -21,18 +21,27 @@ Strike = Callable[["World", PlannedFault], None]
 _REFUSALS: tuple[tuple[Request, Code], ...] = (
     ("OffsetCommit", Code.COORDINATOR_LOAD_IN_PROGRESS),
     ("OffsetCommit", Code.REQUEST_TIMED_OUT),
+    ("OffsetCommit", Code.REBALANCE_IN_PROGRESS),
+    ("OffsetCommit", Code.UNKNOWN_MEMBER_ID),
+    ("OffsetCommit", Code.ILLEGAL_GENERATION),
     ("OffsetFetch", Code.COORDINATOR_LOAD_IN_PROGRESS),
     ("OffsetFetch", Code.NOT_COORDINATOR),
     ("Heartbeat", Code.NOT_COORDINATOR),
+    ("Heartbeat", Code.REBALANCE_IN_PROGRESS),
+    ("Heartbeat", Code.ILLEGAL_GENERATION),
     ("JoinGroup", Code.COORDINATOR_NOT_AVAILABLE),
+    ("JoinGroup", Code.UNKNOWN_MEMBER_ID),
     ("SyncGroup", Code.NOT_COORDINATOR),
+    ("SyncGroup", Code.REBALANCE_IN_PROGRESS),
     ("Fetch", Code.NOT_LEADER_OR_FOLLOWER),
+    ("Fetch", Code.CORRUPT_MESSAGE),
     ("ListOffsets", Code.NOT_LEADER_OR_FOLLOWER),
     ("Metadata", Code.LEADER_NOT_AVAILABLE),
 )
+_COMMIT_REFUSALS = tuple(code for request, code in _REFUSALS if request == "OffsetCommit")
 _SMALL_METADATA = (16, 140, 200)
 """Characters: room for nothing, for a few runs, and for as many as bring the gate down now and then."""
-_ABORTED_RECORDS = 20
+_TRANSACTION_RECORDS = 20
 _HOLE = 7
 
 
@@ -150,10 +159,16 @@ def _hole(world: World, fault: PlannedFault) -> None:
 
 def _aborted(world: World, fault: PlannedFault) -> None:
     """A transaction stays open for a while, and is aborted."""
-    world.struck[fault.kind] += 1
-    world.aborted_transaction(
-        world.pick_partition(fault), 1 + int(fault.share * _ABORTED_RECORDS), fault.seconds
-    )
+    records = 1 + int(fault.share * _TRANSACTION_RECORDS)
+    if world.run_transaction(world.pick_partition(fault), records, fault.seconds, commits=False):
+        world.struck[fault.kind] += 1
+
+
+def _committed(world: World, fault: PlannedFault) -> None:
+    """A transaction stays open for a while: its records, and those behind them, come late."""
+    records = 1 + int(fault.share * _TRANSACTION_RECORDS)
+    if world.run_transaction(world.pick_partition(fault), records, fault.seconds, commits=True):
+        world.struck[fault.kind] += 1
 
 
 def _small_metadata(world: World, fault: PlannedFault) -> None:
@@ -171,8 +186,19 @@ def _foreign_metadata(world: World, fault: PlannedFault) -> None:
 def _refusal(world: World, fault: PlannedFault) -> None:
     """The broker answers the next few requests of a kind with an error."""
     request, code = _REFUSALS[int(fault.pick * len(_REFUSALS))]
-    world.broker.fail(request, code, times=1 + int(fault.share * 4))
-    world.struck[fault.kind] += 1
+    if world.refuse(request, code, 1 + int(fault.share * 4)):
+        world.struck[fault.kind] += 1
+
+
+def _refused_change(world: World, fault: PlannedFault) -> None:
+    """The broker refuses the next commits of a member that leaves, or of the others while one joins."""
+    code = _COMMIT_REFUSALS[int(fault.seconds * 10) % len(_COMMIT_REFUSALS)]
+    if fault.share > 0.5:
+        world.refuse("OffsetCommit", code, len(world.members))
+        _join(world, fault)
+    elif (member := world.pick(fault)) is not None:
+        world.refuse("OffsetCommit", code, 1 + int(fault.share * 2), member)
+        _leave(world, fault)
 
 
 def _grow(world: World, fault: PlannedFault) -> None:
@@ -186,7 +212,8 @@ FAULTS: dict[str, tuple[float, Strike]] = {
     "answer lost": (2.0, _trouble),
     "request late": (1.0, _trouble),
     "request repeated": (1.0, _trouble),
-    "request refused": (1.5, _refusal),
+    "request refused": (2.5, _refusal),
+    "commit refused in a change": (1.5, _refused_change),
     "member joins": (1.5, _join),
     "member leaves": (1.5, _leave),
     "member dies": (2.0, _kill),
@@ -200,7 +227,8 @@ FAULTS: dict[str, tuple[float, Strike]] = {
     "log truncated": (0.5, _truncate),
     "log deleted from below": (0.5, _retention),
     "offsets without records": (1.0, _hole),
-    "transaction aborted": (1.0, _aborted),
+    "transaction aborted": (0.7, _aborted),
+    "transaction committed": (0.7, _committed),
     "metadata limited": (0.7, _small_metadata),
     "metadata overwritten": (0.5, _foreign_metadata),
     "topic grows": (0.5, _grow),

@@ -17,6 +17,7 @@ from asyncpar.middleware import Call, CallNext, Middleware
 from asyncpar.records import Outcome, Record, TopicPartition, Verdict
 from asyncpar.testing.history import Recorder, handling
 from asyncpar.testing.simulation.plan import Plan
+from asyncpar.testing.virtual_time import MEMBER
 
 if TYPE_CHECKING:
     from asyncpar.testing.simulation.member import Member
@@ -38,6 +39,8 @@ class Fates:
         self._plan = plan
         self._healed = healed
         self.met: Counter[str] = Counter()
+        self.hanging: dict[tuple[str, TopicPartition, int], None] = {}
+        """Member, partition and offset of the calls that end when they are cancelled, or all is healed."""
         mix = plan.mix
         bounds = (
             (self._raise, mix.raising),
@@ -48,7 +51,7 @@ class Fates:
             (self._be_slow, mix.slow),
             (self._be_brief, mix.brief),
         )
-        self._bounds: list[tuple[float, Callable[[float, int], Awaitable[None]]]] = []
+        self._bounds: list[tuple[float, Callable[[float, Record], Awaitable[None]]]] = []
         upper = 0.0
         for fate, share in bounds:
             upper += share
@@ -61,32 +64,38 @@ class Fates:
         lower = 0.0
         for upper, fate in self._bounds:
             if draw < upper:
-                await fate((draw - lower) / (upper - lower), record.attempt)
+                await fate((draw - lower) / (upper - lower), record)
                 return
             lower = upper
 
-    async def _raise(self, draw: float, attempt: int) -> None:
+    async def _raise(self, draw: float, record: Record) -> None:
         """Fails once or twice, also after a wait."""
-        if attempt > 1 + int(draw * 2):
+        if record.attempt > 1 + int(draw * 2):
             return
         self.met["handler raises"] += 1
         if draw < 0.3:
             await asyncio.sleep(draw)
-        raise HandlerFailedOnPurposeError(f"attempt {attempt}")
+        raise HandlerFailedOnPurposeError(f"attempt {record.attempt}")
 
-    async def _fail(self, _draw: float, attempt: int) -> None:
+    async def _fail(self, _draw: float, record: Record) -> None:
         """Fails until the world has healed: the partition halts when its attempts are used up."""
         if not self._healed.is_set():
             self.met["handler fails for good"] += 1
-            raise HandlerFailedOnPurposeError(f"attempt {attempt}")
+            raise HandlerFailedOnPurposeError(f"attempt {record.attempt}")
 
-    async def _hang(self, _draw: float, _attempt: int) -> None:
+    async def _hang(self, _draw: float, record: Record) -> None:
         """Does not end before it is cancelled, or the world has healed."""
-        if not self._healed.is_set():
-            self.met["handler hangs"] += 1
+        if self._healed.is_set():
+            return
+        self.met["handler hangs"] += 1
+        call = (MEMBER.get(), TopicPartition(record.topic, record.partition), record.offset)
+        self.hanging[call] = None
+        try:
             await self._healed.wait()
+        finally:
+            self.hanging.pop(call, None)
 
-    async def _be_stubborn(self, draw: float, attempt: int) -> None:
+    async def _be_stubborn(self, draw: float, record: Record) -> None:
         """Swallows its cancellation and goes on for up to 20 s; the first attempt may fail in the end."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + 2 + 5 * draw
@@ -96,32 +105,40 @@ class Fates:
             except asyncio.CancelledError:
                 self.met["handler swallows cancellation"] += 1
                 ends = loop.time() + 15 * draw
-        if attempt == 1 and draw < 0.5:
+        if record.attempt == 1 and draw < 0.5:
             raise HandlerFailedOnPurposeError("at last")
 
-    async def _be_untidy(self, draw: float, _attempt: int) -> None:
+    async def _be_untidy(self, draw: float, _record: Record) -> None:
         """Leaves a context variable behind: its worker is retired."""
         self.met["handler leaves a context variable"] += 1
         _LEFT_BEHIND.set(draw)
         await asyncio.sleep(0.01 * draw)
 
-    async def _be_slow(self, draw: float, _attempt: int) -> None:
+    async def _be_slow(self, draw: float, _record: Record) -> None:
         self.met["handler is slow"] += 1
         await asyncio.sleep(0.05 + 2 * draw * draw)
 
-    async def _be_brief(self, draw: float, _attempt: int) -> None:
+    async def _be_brief(self, draw: float, _record: Record) -> None:
         await asyncio.sleep(0.02 * draw)
 
 
 def make_handler(
-    member: Member, history: Recorder, fates: Fates
+    member: Member, history: Recorder, fates: Fates, problems: list[str]
 ) -> Callable[[bytes | None, Record], Awaitable[None]]:
-    """The function that `member` runs for each record; its calls are in the history."""
+    """The function that `member` runs for each record; its calls are in the history.
+
+    A cancellation that should not have come is one of `problems`.
+    """
 
     async def handle(body: bytes | None, record: Record) -> None:  # noqa: ARG001 - to be decoded
         tp = TopicPartition(record.topic, record.partition)
         with handling(history, member.name, tp, record.offset, record.key, member.lease_from):
-            await fates(record)
+            try:
+                await fates(record)
+            except asyncio.CancelledError:
+                if not member.may_cancel():
+                    problems.append(f"{member.name}: {tp} offset {record.offset} was cancelled, not kept")
+                raise
 
     return handle
 

@@ -27,6 +27,7 @@ STATES = (
     "handler leaves a context variable",
     "worker retired",
     "partition halted",
+    "retried amid chaos",
     "retry",
     "record restored as done",
     "records held back",
@@ -124,6 +125,8 @@ def rules_of(plan: Plan, world: World) -> Rules:
         shutdown_drain_timeout_ms=settings["shutdown_drain_timeout_ms"],  # type: ignore[arg-type]
         max_in_flight=settings["max_in_flight"] + uncounted,  # type: ignore[operator]
         max_in_flight_bytes=settings.get("max_in_flight_bytes"),  # type: ignore[arg-type]
+        concurrency=plan.handler["concurrency"],  # type: ignore[arg-type]
+        attempts=plan.attempts,
         chunk_bytes=chunk * (plan.payload_bytes + _KEY_BYTES),
         finals=world.finals(),
     )

@@ -1,4 +1,4 @@
-"""The simulated network: requests take time, and in times of trouble they are lost, late or repeated.
+"""The simulated network: requests take time, and in times of trouble they are lost, late, repeated, refused.
 
 A request arrives in the broker's context, so that one that is on its way arrives although its sender
 is frozen or dead. Those of one connection keep their order.
@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from asyncpar.testing.memory_link import LinkError, Request
+from asyncpar.testing.memory_link import Code, LinkError, RefusedError, Request
 
 T = TypeVar("T")
 
@@ -37,11 +38,22 @@ class Trouble:
         return self.member in (None, member) and rng.random() < self.share
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The next request of that name (of `member`; None: of anybody) is answered `code`, and does nothing."""
+
+    request: Request
+    code: Code
+    member: str | None = None
+
+
 class TroubledLink:
     """A `memory_link.Link` with trouble on request. `struck` counts what really happened."""
 
     def __init__(self, rng: random.Random, context: Context) -> None:
         self.troubles: list[Trouble] = []
+        self.refusals: list[Refusal] = []
+        """Those that nobody has met yet."""
         self.struck: Counter[str] = Counter()
         self._rng = rng
         self._context = context
@@ -58,6 +70,7 @@ class TroubledLink:
         if kind == "request lost":
             self._lose(answer, arrives)
         else:
+            serve = partial(self._unless_refused, request, member, serve)
             loop.call_at(arrives, self._serve, serve, answer, kind, context=self._context)
         return await answer
 
@@ -74,6 +87,13 @@ class TroubledLink:
         if kind == "request late":
             return self._rng.uniform(0.5, 6.0)
         return self._rng.uniform(*_LATENCY_SECONDS)
+
+    def _unless_refused(self, request: Request, member: str, serve: Callable[[], T]) -> T:
+        for at, refusal in enumerate(self.refusals):
+            if refusal.request == request and refusal.member in (None, member):
+                del self.refusals[at]
+                raise RefusedError(refusal.code)
+        return serve()
 
     def _serve(self, serve: Callable[[], T], answer: asyncio.Future[T], kind: str | None) -> None:
         """The request arrived."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from asyncpar.app import App
 from asyncpar.errors import AsyncparError, DrainIncompleteError
 from asyncpar.middleware import Middleware
+from asyncpar.policies import Retry
 from asyncpar.ports import Consumer
-from asyncpar.runtime.group_state import Clock
+from asyncpar.runtime.group_state import Clock, GroupState
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
@@ -19,7 +20,6 @@ from asyncpar.testing.recording import recording
 from asyncpar.testing.simulation.dawdling import dawdling
 from asyncpar.testing.simulation.handlers import decode, make_handler, skipping
 from asyncpar.testing.virtual_time import VirtualLoop
-from asyncpar.topics import Retry
 
 if TYPE_CHECKING:
     from asyncpar.testing.simulation.world import World
@@ -93,7 +93,8 @@ class Member:
         )
         settings = Settings.model_validate({"group": GROUP, **plan.settings})
         app.configure(Loaded(settings, dict.fromkeys(KNOBS, "simulation")))
-        app.topic(*plan.partitions, **handler)(make_handler(self, world.history, world.fates))  # type: ignore[arg-type]
+        made = make_handler(self, world.history, world.fates, world.problems)
+        app.topic(*plan.partitions, **handler)(made)  # type: ignore[arg-type]
         return app
 
     def _consumers(self, group: str) -> Consumer:
@@ -119,8 +120,10 @@ class Member:
         return not isinstance(self.error, DrainIncompleteError)
 
     def retry_halted(self) -> int:
-        """Run the records of halted partitions again; how many partitions."""
+        """Run the records of halted partitions again; how many partitions. None of a frozen process."""
         halted = 0
+        if self._is_frozen():
+            return 0
         for runtime in self._app.runtimes if self._app is not None else ():
             for tp, partition in list(runtime.state.partitions.items()):
                 if partition.state.value == "halted":
@@ -138,6 +141,49 @@ class Member:
             if session is not None
             for tp, offset in session.watchdog.idle_blocks.items()
         ]
+
+    def unserved(self) -> list[str]:
+        """Records that are ready beside a free slot, which is right for a moment only."""
+        now = self._world.loop.time()
+        first = [
+            pool.queue.ready[0]
+            for state in self._running_states()
+            if not state.lease_closed and now <= state.lease_until
+            for pool in state.pools
+            if pool.queue.ready and len(pool.busy()) < pool.handler.concurrency
+        ]
+        return [
+            f"{self.name}: {vp.queues.partition} offset {vp.head.offset} is ready beside a free slot"
+            for vp in first
+            if vp.head is not None
+        ]
+
+    def left_hanging(self) -> list[str]:
+        """Calls that wait for their cancellation, of partitions that were taken: right for a moment only."""
+        if not self._world.fates.hanging or self._world.plan.handler.get("on_revoke") == "keep":
+            return []
+        return [
+            f"{self.name}: {tp} offset {offset} was not cancelled when its partition was taken"
+            for state in self._running_states()
+            for name, tp, offset in self._world.fates.hanging
+            if name == self.name and tp not in state.partitions
+        ]
+
+    def may_cancel(self) -> bool:
+        """A handler may be cancelled: always, unless it is to be kept, and then at the end."""
+        keeps = self._world.plan.handler.get("on_revoke") == "keep"
+        return not keeps or not list(self._running_states())
+
+    def _running_states(self) -> Iterator[GroupState]:
+        """What its groups are in, while it runs and is not told to stop."""
+        if self._app is None or self._is_frozen():
+            return
+        for runtime in self._app.runtimes:
+            if not runtime.state.stopping:
+                yield runtime.state
+
+    def _is_frozen(self) -> bool:
+        return self._world.loop.is_frozen(self.name)
 
     def holds_back(self) -> bool:
         """True while records wait for shorter metadata."""

@@ -143,7 +143,7 @@ def _draw(seed: int, kinds: Mapping[str, float]) -> Plan:
         static=rng.random() < 0.15,
         records=rng.randint(MIN_RECORDS, MAX_RECORDS),
         keys=rng.choice((5, 50, 400)),
-        keyless_share=rng.choice((0.0, 0.0, 0.1)),
+        keyless_share=rng.choice((0.0, 0.0, 0.1, 0.5)),
         payload_bytes=rng.choice((8, 8, 2_000)),
         settings=settings,
         handler=handler,

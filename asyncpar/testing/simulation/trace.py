@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from asyncpar.records import TopicPartition
+from asyncpar.testing.arguments import counted
 from asyncpar.testing.history import NO_PARTITION, Event
 from asyncpar.testing.simulation.life import Outcome
 
@@ -18,7 +19,8 @@ def tell(outcome: Outcome) -> str:
     lines = [f"life {outcome.seed} failed:"]
     lines += [f"  {text}" for text in outcome.problems]
     lines.append(
-        f"plan: {plan.members} members, {dict(plan.partitions)}, {plan.records} records, {plan.keys} keys, "
+        f"plan: {counted(plan.members, 'member')}, {dict(plan.partitions)}, "
+        f"{counted(plan.records, 'record')}, {counted(plan.keys, 'key')}, "
         f"attempts {plan.attempts}, {plan.handler}, {plan.settings}, {plan.mix}"
         f"{', cooperative' if plan.cooperative else ''}{', static' if plan.static else ''}"
     )

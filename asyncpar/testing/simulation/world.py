@@ -16,22 +16,27 @@ from asyncpar.errors import ConfigurationError
 from asyncpar.ports import ConsumerFactory
 from asyncpar.records import Committed, TopicPartition
 from asyncpar.testing.checker_model import Final
-from asyncpar.testing.history import DELETE_RECORDS, OVERWRITE, TRUNCATE, History
+from asyncpar.testing.history import DELETE_RECORDS, FAILED, OVERWRITE, TRUNCATE, History
 from asyncpar.testing.memory_broker import MemoryBroker
-from asyncpar.testing.memory_link import RefusedError
+from asyncpar.testing.memory_link import Code, RefusedError, Request
 from asyncpar.testing.simulation.faults import FAULTS
 from asyncpar.testing.simulation.handlers import BROKEN, Fates
-from asyncpar.testing.simulation.link import TroubledLink
+from asyncpar.testing.simulation.link import Refusal, TroubledLink
 from asyncpar.testing.simulation.member import GROUP, Member
 from asyncpar.testing.simulation.plan import Plan, PlannedFault
+from asyncpar.testing.simulation.watch import Watch
 from asyncpar.testing.virtual_time import VirtualLoop
 
 LIFE_SECONDS = 90.0
 """A life goes on for at least this long."""
-REST_SECONDS = 180.0
-"""After it has healed, everything must be done within this time: sessions, rebalances and retries fit in."""
+REST_SECONDS = 300.0
+"""After it has healed, everything must be done within this time: sessions, rebalances and retries fit in, and
+all records of a partition, one after the other.
+"""
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
+_RETRY_SHARE = 0.05
+"""Of the looks."""
 _METADATA_MAX_AGE_MS = 5_000
 
 
@@ -88,13 +93,13 @@ class World:
         await self._stop_all()
 
     async def _watch(self) -> None:
-        """The watchdog mends a lost wake-up, so it has to be caught in the act."""
-        seen: set[str] = set()
+        """Look at the members until cancelled; and in between somebody retries what has halted."""
+        watch, rng = Watch(), self.plan.rng("retries")
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            found = {text for member in self.members for text in member.neglected()} - seen
-            self.problems += sorted(found)
-            seen |= found
+            self.problems += watch.look(self.members)
+            if rng.random() < _RETRY_SHARE:
+                self.states["retried amid chaos"] += sum(member.retry_halted() for member in self.members)
             self.states["records held back"] += sum(member.holds_back() for member in self.members)
 
     def _striker(self, fault: PlannedFault) -> Callable[[], None]:
@@ -136,6 +141,7 @@ class World:
         """End every fault; whoever is missing comes back."""
         self.healed.set()
         self.link.troubles.clear()
+        self.link.refusals.clear()
         self._bring_broker_up()
         self.broker.metadata_max_bytes = self.plan.metadata_max_bytes
         for member in self.members:
@@ -242,8 +248,8 @@ class World:
             self.problems.append(f"{member.name} crashed: {crash!r}")
         if self._ending:
             return
-        if not member.drained:
-            self.history.note("dead", member.name)
+        if member.error is not None or member.crash is not None:
+            self.history.note("dead", member.name, detail="" if not member.drained else FAILED)
         self._bury(member)
         if member.error is not None:
             self.later(2.0, self.replenish)
@@ -287,6 +293,12 @@ class World:
                     return True
         return False
 
+    def refuse(self, request: Request, code: Code, times: int, member: Member | None = None) -> bool:
+        """The broker answers the next `times` requests (of `member`) with `code`; False while it is down."""
+        if not self.broker.is_down:
+            self.link.refusals += [Refusal(request, code, None if member is None else member.name)] * times
+        return not self.broker.is_down
+
     def move_coordinator(self) -> None:
         """Another node coordinates the group, now or after it has loaded."""
         loading = self._rng.random() < 0.5
@@ -297,6 +309,7 @@ class World:
     def restart_broker(self, seconds: float) -> None:
         """Down now, up after `seconds`."""
         self.broker.down()
+        self.link.refusals.clear()  # it will have forgotten why
         self._broker_is_up.clear()
         self.later(seconds, self._bring_broker_up)
 
@@ -331,14 +344,24 @@ class World:
         self.broker.delete_records(tp, before)
         return True
 
-    def aborted_transaction(self, tp: TopicPartition, records: int, seconds: float) -> None:
-        """Records that never become visible; until the abort nothing behind them does."""
-        if self.broker.is_down:
-            return
+    def run_transaction(self, tp: TopicPartition, records: int, seconds: float, *, commits: bool) -> bool:
+        """Records that become visible at its end, or never; until then nothing behind them does.
+
+        False when there can be none: the broker is down, or the partition is closed to producers.
+        """
+        if self.broker.is_down or (commits and tp.partition not in self._open[tp.topic]):
+            return False
         transaction = self.broker.transaction()
         for _ in range(records):
-            transaction.send(tp.topic, b"aborted", b"k1", partition=tp.partition)
-        self.later(seconds, transaction.abort)
+            transaction.send(tp.topic, b"late", b"k1", partition=tp.partition)
+
+        def end() -> None:
+            # A broker that is down when the producer commits gives the transaction up later.
+            is_lost = self.broker.is_down or tp.partition not in self._open[tp.topic]
+            transaction.commit() if commits and not is_lost else transaction.abort()
+
+        self.later(seconds, end)
+        return True
 
     def limit_metadata(self, max_bytes: int, seconds: float) -> None:
         """The broker takes at most so much metadata for a while."""

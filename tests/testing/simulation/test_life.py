@@ -12,6 +12,8 @@ from dataclasses import replace
 import pytest
 
 from asyncpar.runtime.committer import Committer
+from asyncpar.runtime.rebalance import Rebalancer
+from asyncpar.runtime.worker import Worker
 from asyncpar.testing.history import encode
 from asyncpar.testing.simulation.faults import FAULTS, WEIGHTS
 from asyncpar.testing.simulation.life import FAULTS_AND_STATES, Outcome, live, plan_of
@@ -136,6 +138,26 @@ def test_a_world_that_cannot_go_on_is_a_failed_life(monkeypatch: pytest.MonkeyPa
     outcome = live(small_plan())
     assert outcome.failed_checks >= {"SIMULATION"}
     assert "no end after" in " ".join(outcome.problems)
+
+
+def test_a_handler_that_is_cancelled_and_should_be_kept_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `on_revoke="keep"` nothing but the end of the process cancels a handler."""
+    monkeypatch.setattr(Rebalancer, "_is_kept", lambda *_: False)
+    joins = [PlannedFault(at=at, kind="member joins", seconds=3.0, pick=0.5, share=0.5) for at in (8, 20)]
+    plan = small_plan(*joins, mix=replace(CALM, hanging=0.1))
+    kept = replace(plan, handler={**plan.handler, "on_revoke": "keep"})
+    assert any("was cancelled, not kept" in text for text in live(kept).problems)
+    assert live(plan).is_ok
+
+
+def test_a_handler_that_is_left_hanging_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `on_revoke="cancel"` a partition is not taken without a word to what runs of it."""
+    monkeypatch.setattr(Worker, "cancel", lambda *_: None)
+    joins = [PlannedFault(at=at, kind="member joins", seconds=3.0, pick=0.5, share=0.5) for at in (8, 20)]
+    plan = small_plan(*joins, mix=replace(CALM, hanging=0.1))
+    assert any("was not cancelled when its partition was taken" in text for text in live(plan).problems)
 
 
 def test_what_members_leave_unhandled_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from asyncpar.testing.memory_link import LinkError
-from asyncpar.testing.simulation.link import Trouble, TroubledLink
+from asyncpar.testing.memory_link import Code, LinkError, RefusedError
+from asyncpar.testing.simulation.link import Refusal, Trouble, TroubledLink
 from asyncpar.testing.virtual_time import VirtualLoop
 from tests.testing.virtually import loop, now, virtually
 
@@ -28,6 +28,21 @@ async def test_requests_arrive_in_their_order_and_take_time() -> None:
     assert await asyncio.gather(*answers) == list(range(50))
     assert served == list(range(50))
     assert 0.0002 < now() - begin < 1
+
+
+@virtually
+async def test_refusals_are_met_once_each_and_serve_nothing() -> None:
+    """By the next request of that name, of the member that is meant; the others are served."""
+    link, served = make(), list[str]()
+    link.refusals += [Refusal("OffsetCommit", Code.UNKNOWN_MEMBER_ID, "m"), Refusal("Fetch", Code(2))]
+    await link("OffsetCommit", "other", lambda: served.append("other"))
+    await link("Heartbeat", "m", lambda: served.append("heartbeat"))
+    with pytest.raises(RefusedError) as refused:
+        await link("OffsetCommit", "m", lambda: served.append("refused"))
+    assert refused.value.code is Code.UNKNOWN_MEMBER_ID
+    await link("OffsetCommit", "m", lambda: served.append("again"))
+    assert served == ["other", "heartbeat", "again"]
+    assert link.refusals == [Refusal("Fetch", Code.CORRUPT_MESSAGE)]
 
 
 @pytest.mark.parametrize(("kind", "times"), [("request lost", 0), ("answer lost", 1)])
