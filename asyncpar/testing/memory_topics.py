@@ -1,4 +1,4 @@
-"""Topics in memory, and producing to them: which partition a record goes to, transactions.
+"""Topics in memory, and producing to them: which partition a record goes to, transactions, batches.
 
 Lives here: the topics' half of `MemoryBroker`. Never here: groups, requests of consumers. Called by tests
 and by `memory_broker`. Always: a change of a log is told to those who watch it.
@@ -7,6 +7,7 @@ and by `memory_broker`. Always: a change of a log is told to those who watch it.
 from __future__ import annotations
 
 import difflib
+import enum
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 from aiokafka.partitioner import murmur2
 
+from asyncpar.adapters.aiokafka_producer_lane import BATCH_HEADER_BYTES, Batch, Numbers
+from asyncpar.adapters.aiokafka_producer_wire import record_bytes
 from asyncpar.errors import BrokerError, UnknownTopicError
 from asyncpar.records import TopicPartition
 from asyncpar.testing.history import Recorder
@@ -22,12 +25,36 @@ from asyncpar.testing.memory_log import MemoryRecord, PartitionLog
 
 Watcher = Callable[[TopicPartition], None]
 
+MAX_MESSAGE_BYTES = 1024 * 1024 + 12
+"""The broker's `message.max.bytes`, which is a topic's `max.message.bytes` unless it says otherwise."""
+
+_UNKNOWN_TOPIC, _TOPIC_FORBIDDEN = 3, 29
+
+
+class WriteCode(enum.IntEnum):
+    """The error codes of Kafka's protocol that only who writes is given, by name and number."""
+
+    MESSAGE_TOO_LARGE = 10
+    NOT_ENOUGH_REPLICAS = 19
+    OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+    INVALID_PRODUCER_EPOCH = 47
+    UNKNOWN_PRODUCER_ID = 59
+    INVALID_RECORD = 87
+
 
 class RecordPlace(NamedTuple):
     """Where a record was appended."""
 
     topic: str
     partition: int
+    offset: int
+
+
+class _Written(NamedTuple):
+    """The last batch that a producer has written to a partition."""
+
+    numbers: Numbers
+    records: int
     offset: int
 
 
@@ -43,15 +70,22 @@ class MemoryTopics:
         self._turns: dict[str, int] = {}
         self._watchers: defaultdict[TopicPartition, list[Watcher]] = defaultdict(list)
         self._transactions = 0
+        self._most_bytes: dict[str, int] = {}
+        self._forbidden: set[str] = set()
+        self._written: dict[TopicPartition, dict[int, _Written]] = {}
+        self._producer_ids = 0
 
     # -- topics ------------------------------------------------------------------------------
 
-    def create_topic(self, topic: str, partitions: int = 1) -> None:
-        """Make `topic`. ValueError when it exists."""
+    def create_topic(
+        self, topic: str, partitions: int = 1, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        """Make `topic`, which takes batches of `max_message_bytes` at most. ValueError when it exists."""
         if topic in self._topics:
             raise ValueError(f"topic {topic!r} exists already")
         self._topics[topic] = [self._new_log(topic, at) for at in range(partitions)]
         self._turns[topic] = 0
+        self._most_bytes[topic] = max_message_bytes
 
     def add_partitions(self, topic: str, total: int) -> None:
         """Let `topic` have `total` partitions; members see the new ones at their next metadata refresh."""
@@ -69,6 +103,7 @@ class MemoryTopics:
         logs = self._logs(topic)
         del self._topics[topic]
         for log in logs:
+            self._written.pop(log.tp, None)
             log.changed()
 
     def partition_counts(self) -> dict[str, int]:
@@ -134,6 +169,50 @@ class MemoryTopics:
         self._turns[topic] = turn + 1
         return logs[turn % len(logs)]
 
+    # -- batches of producers ----------------------------------------------------------------
+
+    def forbid_writing(self, topic: str) -> None:
+        """Take the right to write to `topic` from all producers."""
+        self._forbidden.add(topic)
+
+    def allow_writing(self, topic: str) -> None:
+        """Give it back."""
+        self._forbidden.discard(topic)
+
+    def new_producer_id(self) -> int:
+        """InitProducerId: one that nobody has."""
+        self._producer_ids += 1
+        return self._producer_ids
+
+    def write(self, tp: TopicPartition, batch: Batch) -> tuple[int, int]:
+        """Produce: an error code, 0 when all records are there, and the offset of the first one.
+
+        A repeated batch is answered like the first time and not written again; one that comes later than
+        batches of a newer epoch, or too early, is refused.
+        """
+        logs = self._topics.get(tp.topic, [])
+        if tp.partition >= len(logs):
+            return _UNKNOWN_TOPIC, -1
+        if tp.topic in self._forbidden:
+            return _TOPIC_FORBIDDEN, -1
+        size = BATCH_HEADER_BYTES + sum(map(record_bytes, batch.records))
+        if size > self._most_bytes[tp.topic]:
+            return WriteCode.MESSAGE_TOO_LARGE, -1
+        producers = self._written.setdefault(tp, {})
+        last = producers.get(batch.numbers.producer_id)
+        if last is not None and last.numbers == batch.numbers:
+            return 0, last.offset
+        code = _refusal(last, batch.numbers)
+        if code is not None:
+            return code, -1
+        log = logs[tp.partition]
+        offset = log.end
+        for one in batch.records:
+            record = log.append(one.key, one.value, one.headers, self.stamp(one.timestamp))
+            self.note_sent(tp, record)
+        producers[batch.numbers.producer_id] = _Written(batch.numbers, len(batch.records), offset)
+        return 0, offset
+
     def stamp(self, timestamp_ms: int | None) -> int:
         """A record's timestamp in ms: the one given, else now."""
         return int(self._wall() * 1000) if timestamp_ms is None else timestamp_ms
@@ -190,6 +269,17 @@ class MemoryTransaction:
         for log in dict.fromkeys(log for log, _ in self._sent):
             log.end_transaction(self._number, commit)
         self._sent.clear()
+
+
+def _refusal(last: _Written | None, numbers: Numbers) -> WriteCode | None:
+    """Why a batch that is not the last one again does not follow it; None when it does."""
+    if last is None:
+        return None  # a broker that has forgotten a producer takes whatever comes
+    if numbers.epoch < last.numbers.epoch:
+        return WriteCode.INVALID_PRODUCER_EPOCH
+    is_same = numbers.epoch == last.numbers.epoch
+    expected = last.numbers.sequence + last.records if is_same else 0
+    return None if numbers.sequence == expected else WriteCode.OUT_OF_ORDER_SEQUENCE_NUMBER
 
 
 @lru_cache(maxsize=65536)

@@ -1,0 +1,125 @@
+"""A producer on the in-memory broker: all of `asyncpar.ports.Producer`, as the one on aiokafka behaves.
+
+Lives here: carrying batches over the broker's link. What is sent when, what is repeated and what fails is the
+very code that speaks to Kafka (`aiokafka_producer_batching`), so that a simulation runs it as well. Made by
+`MemoryBroker.producer`, called by the runtime, on the event loop. Always: times are the running loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from asyncpar.adapters.aiokafka_config import ClientConfig
+from asyncpar.adapters.aiokafka_producer_batching import BatchingProducer
+from asyncpar.adapters.aiokafka_producer_lane import Batch
+from asyncpar.adapters.aiokafka_producer_port import Answer
+from asyncpar.adapters.aiokafka_producer_topics import FOUND, UNKNOWN, Described
+from asyncpar.adapters.aiokafka_producer_wire import record_bytes
+from asyncpar.errors import AuthenticationError, BrokerUnreachableError
+from asyncpar.records import OutgoingRecord, TopicPartition
+from asyncpar.testing.memory_link import Code, LinkError, RefusedError
+
+if TYPE_CHECKING:
+    from asyncpar.testing.memory_broker import MemoryBroker
+
+REDIAL_SECONDS = 0.25
+_NODE = 0
+
+
+class MemoryProducer(BatchingProducer):
+    """`asyncpar.ports.Producer` over a `MemoryBroker`. Single-use: start once, stop once.
+
+    `name` is what the broker's link and faults know it by.
+    """
+
+    def __init__(self, broker: MemoryBroker, name: str, config: ClientConfig) -> None:
+        super().__init__(_MemoryWire(broker, name, config), config.metadata_max_age_ms / 1000)
+        self.name = name
+
+
+class _MemoryWire:
+    """A `Wire` over the broker's link."""
+
+    def __init__(self, broker: MemoryBroker, name: str, config: ClientConfig) -> None:
+        self._broker = broker
+        self._name = name
+        self._startup_timeout_ms = config.startup_timeout_ms
+        self._timeout_s = config.request_timeout_ms / 1000
+
+    async def connect(self) -> None:
+        """Dial until somebody answers, for `startup_timeout_ms`."""
+        try:
+            async with asyncio.timeout(self._startup_timeout_ms / 1000):
+                while True:
+                    if await self._has_answered():
+                        return
+                    await asyncio.sleep(REDIAL_SECONDS)
+        except TimeoutError:
+            raise BrokerUnreachableError(
+                f"the in-memory broker did not answer within {self._startup_timeout_ms} ms: bring it up()"
+            ) from None
+
+    async def _has_answered(self) -> bool:
+        try:
+            await self._broker.ask("Connect", self._name, lambda: None)
+        except LinkError:
+            return False
+        except RefusedError as refused:
+            if refused.code is not Code.SASL_AUTHENTICATION_FAILED:
+                raise BrokerUnreachableError(f"the in-memory broker answered {refused}") from refused
+            raise AuthenticationError(
+                "the in-memory broker refused the credentials: check sasl_mechanism, sasl_username and "
+                "sasl_password"
+            ) from refused
+        return True
+
+    async def producer_id(self) -> int:
+        """A producer id that nobody else has; costs no request here."""
+        return self._broker.new_producer_id()
+
+    async def describe(self, topics: Collection[str]) -> Mapping[str, Described]:
+        """What the broker says of each of `topics`; it leads all partitions itself."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                counts = await self._broker.ask("Metadata", self._name, self._broker.partition_counts)
+        except RefusedError as refused:
+            return dict.fromkeys(topics, Described(refused.code, {}))
+        except (LinkError, TimeoutError) as error:
+            raise ConnectionError(str(error) or "no answer in time") from error
+        return {
+            topic: Described(FOUND, dict.fromkeys(range(counts[topic]), _NODE))
+            if topic in counts
+            else Described(UNKNOWN, {})
+            for topic in topics
+        }
+
+    async def produce(
+        self,
+        node: int,  # noqa: ARG002 - there is one
+        batches: Mapping[TopicPartition, Batch],
+    ) -> Mapping[TopicPartition, Answer]:
+        """All in one request; the broker judges each batch by itself."""
+        write = self._broker.write
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._broker.ask(
+                    "Produce",
+                    self._name,
+                    lambda: {tp: Answer(*write(tp, batch)) for tp, batch in batches.items()},
+                )
+        except RefusedError as refused:
+            return dict.fromkeys(batches, Answer(refused.code, -1))
+        except (LinkError, TimeoutError) as error:
+            raise ConnectionError(str(error) or "no answer in time") from error
+
+    def size_bytes(self, record: OutgoingRecord) -> int:
+        """How long it is in a batch of Kafka's; see the port."""
+        return record_bytes(record)
+
+    async def close(self) -> None:
+        """There is nothing to hang up."""
+
+    def abort(self) -> None:
+        """Nor to cut."""
