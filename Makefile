@@ -90,7 +90,8 @@ ci: ## all of it, as the gate runs it
 
 # No --all-extras: `all` names asyncpar itself, which is not to be pinned.
 lock: $(STAMP)  ## pin the newest versions that pyproject.toml allows
-	@$(BIN)/pip-compile --quiet --upgrade --extra demo --extra fastapi --extra msgspec --extra uvloop --extra dev \
+	@$(BIN)/pip-compile --quiet --upgrade --extra demo --extra fastapi --extra msgspec --extra postgres --extra redis --extra uvloop \
+		--extra dev \
 		--generate-hashes --allow-unsafe --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-options --output-file requirements-dev.lock pyproject.toml
 	@sed -i '1i # Everything that the demo, the tests, the docs and the build need, pinned with hashes. Made by `make lock`.' requirements-dev.lock
