@@ -14,15 +14,27 @@ if TYPE_CHECKING:
     from asyncpar.context import Context as Context
     from asyncpar.context import Header as Header
     from asyncpar.context import Key as Key
+    from asyncpar.context import extend as extend
+    from asyncpar.context import heartbeat as heartbeat
+    from asyncpar.deduplication import Deduplicate as Deduplicate
+    from asyncpar.deduplication import MemoryStore as MemoryStore
     from asyncpar.errors import AsyncparError as AsyncparError
     from asyncpar.errors import ConfigurationError as ConfigurationError
     from asyncpar.errors import DecodeError as DecodeError
+    from asyncpar.errors import Permanent as Permanent
+    from asyncpar.errors import Retryable as Retryable
+    from asyncpar.errors import RetryAfter as RetryAfter
+    from asyncpar.errors import Skip as Skip
     from asyncpar.middleware import Call as Call
+    from asyncpar.policies import Breaker as Breaker
+    from asyncpar.policies import DeadLetterBudget as DeadLetterBudget
+    from asyncpar.policies import PoisonKeys as PoisonKeys
+    from asyncpar.policies import RateLimit as RateLimit
+    from asyncpar.policies import Retry as Retry
     from asyncpar.records import Outcome as Outcome
     from asyncpar.records import RawRecord as RawRecord
     from asyncpar.records import Record as Record
     from asyncpar.records import Verdict as Verdict
-    from asyncpar.topics import Retry as Retry
     from asyncpar.topics import topic as topic
 
 __version__ = "0.1.0"
@@ -33,32 +45,56 @@ _HOMES = {
     "Call": "asyncpar.middleware",
     "ConfigurationError": "asyncpar.errors",
     "Context": "asyncpar.context",
+    "Deduplicate": "asyncpar.deduplication",
+    "MemoryStore": "asyncpar.deduplication",
     "DecodeError": "asyncpar.errors",
     "Header": "asyncpar.context",
     "Key": "asyncpar.context",
     "Outcome": "asyncpar.records",
     "RawRecord": "asyncpar.records",
     "Record": "asyncpar.records",
-    "Retry": "asyncpar.topics",
+    "RateLimit": "asyncpar.policies",
+    "PoisonKeys": "asyncpar.policies",
+    "DeadLetterBudget": "asyncpar.policies",
+    "Breaker": "asyncpar.policies",
+    "Retry": "asyncpar.policies",
+    "Permanent": "asyncpar.errors",
+    "RetryAfter": "asyncpar.errors",
+    "Retryable": "asyncpar.errors",
+    "Skip": "asyncpar.errors",
     "Verdict": "asyncpar.records",
+    "heartbeat": "asyncpar.context",
+    "extend": "asyncpar.context",
     "topic": "asyncpar.topics",
 }
 
 __all__ = [
     "App",
     "AsyncparError",
+    "Breaker",
     "Call",
     "ConfigurationError",
     "Context",
+    "DeadLetterBudget",
     "DecodeError",
+    "Deduplicate",
     "Header",
     "Key",
+    "MemoryStore",
     "Outcome",
+    "Permanent",
+    "PoisonKeys",
+    "RateLimit",
     "RawRecord",
     "Record",
     "Retry",
+    "RetryAfter",
+    "Retryable",
+    "Skip",
     "Verdict",
     "__version__",
+    "extend",
+    "heartbeat",
     "topic",
 ]
 

@@ -24,13 +24,13 @@ from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import asyncpar
-from asyncpar.assembly import client_version, kafka_consumers, runtime_config
+from asyncpar.assembly import client_version, kafka_consumers, kafka_producers, runtime_config
 from asyncpar.discovery import including, specs_in
 from asyncpar.errors import AsyncparError, ConfigurationError, EngineError, PortInUseError
-from asyncpar.groups import DeclaredGroup, Threads, build_handlers, declare_groups
+from asyncpar.groups import DeclaredGroup, Threads, build_handlers, check_leases, declare_groups
 from asyncpar.metrics import MetricsSnapshot, SnapshotBuilder
 from asyncpar.middleware import Middleware
-from asyncpar.ports import ConsumerFactory
+from asyncpar.ports import ConsumerFactory, ProducerFactory
 from asyncpar.records import TopicPartition
 from asyncpar.runtime import health, snapshots
 from asyncpar.runtime.group_state import Clock
@@ -64,12 +64,14 @@ class App:
         middlewares: Sequence[Middleware] = (),
         on_fatal: Callable[[BaseException], None] | None = None,
         consumers: ConsumerFactory | None = None,
+        producers: ProducerFactory | None = None,
         **settings: object,
     ) -> None:
         """`settings` are engine-wide knobs by name; environment, TOML and command line beat them.
 
         `on_fatal` hears the error that ends an embedded app. `consumers` makes the consumer of a
-        group (default: aiokafka's adapter). Raises SettingError for an unknown name.
+        group, `producers` what writes dead letters (default: aiokafka's adapters). Raises SettingError
+        for an unknown name.
         """
         if group is not None:
             settings["group"] = group
@@ -79,6 +81,7 @@ class App:
         self._middlewares = tuple(middlewares)
         self._on_fatal = on_fatal
         self._consumers = consumers
+        self._producers = producers
         self._watch: Watch = lambda group, handler: handler
         self._clock: Clock | None = None  # a simulated app brings its own time and chance
         self._given = settings
@@ -151,7 +154,9 @@ class App:
 
     def groups(self) -> list[DeclaredGroup]:
         """What each group runs, checked. Raises ConfigurationError; needs no broker."""
-        return declare_groups(self._specs, self.loaded)
+        groups = declare_groups(self._specs, self.loaded)
+        check_leases(groups, self._middlewares)
+        return groups
 
     # -- running -----------------------------------------------------------------------------
 
@@ -188,8 +193,15 @@ class App:
     def _runtime(self, group: DeclaredGroup, state: object, threads: Threads) -> GroupRuntime:
         built = build_handlers(group, state, self._middlewares, threads)
         handlers = [self._watch(group.name, handler) for handler in built]
-        config, consumers = runtime_config(self.settings), self._consumers or kafka_consumers(self.settings)
-        return GroupRuntime(group.name, handlers, group.subscription, config, consumers, self._clock)
+        return GroupRuntime(
+            group.name,
+            handlers,
+            group.subscription,
+            runtime_config(self.settings),
+            self._consumers or kafka_consumers(self.settings),
+            clock=self._clock,
+            producers=self._producers or kafka_producers(self.settings),
+        )
 
     async def _run_groups(self, until_end: bool, on_started: Callable[[], None] | None) -> None:
         """All groups side by side; when one ends badly the others stop, and its error is raised."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asyncpar.core.backpressure import Limits
-from asyncpar.ports import ConsumerFactory
+from asyncpar.ports import ConsumerFactory, Producer, ProducerFactory
 from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.settings import Settings
 
@@ -29,6 +29,7 @@ def runtime_config(settings: Settings) -> RuntimeConfig:
         max_revoke_grace_ms=settings.max_revoke_grace_ms,
         shutdown_drain_timeout_ms=settings.shutdown_drain_timeout_ms,
         max_blocking_duration_ms=settings.max_blocking_duration_ms,
+        on_blocked=settings.on_blocked,
     )
 
 
@@ -38,6 +39,17 @@ def kafka_consumers(settings: Settings) -> ConsumerFactory:
 
     config = client_config(settings)
     return lambda group: AiokafkaConsumer(config, group)
+
+
+def kafka_producers(settings: Settings) -> ProducerFactory:
+    """Makes producers on aiokafka; the client is imported when the first one is made."""
+
+    def make() -> Producer:
+        from asyncpar.adapters.aiokafka_producer import AiokafkaProducer
+
+        return AiokafkaProducer(client_config(settings))
+
+    return make
 
 
 def check_client(settings: Settings) -> None:

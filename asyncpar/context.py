@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, get_origin
 
 from asyncpar.payloads import ValueDecoder
 from asyncpar.records import RawRecord
@@ -23,6 +24,42 @@ if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
 else:
     _Adapter = logging.LoggerAdapter
+
+
+class RunningCall(Protocol):
+    """The call that the present handler is in."""
+
+    def extend(self, milliseconds: int | None) -> None:
+        """Give it that much time from now on; None: its `timeout_ms` anew."""
+
+
+CALL: ContextVar[RunningCall] = ContextVar("asyncpar_call")
+"""Set in every worker, and so in all that a handler starts."""
+
+
+def heartbeat() -> None:
+    """Tell asyncpar that this handler call is alive: its `timeout_ms` begins anew. Cheap; from any thread.
+
+    A call without a time-out needs none. Raises RuntimeError outside of a handler call.
+    """
+    _running_call("heartbeat").extend(None)
+
+
+def extend(milliseconds: int) -> None:
+    """Let this handler call run for `milliseconds` from now on, if that is longer than it may already.
+
+    Raises RuntimeError outside of a handler call, ValueError for less than 1 ms.
+    """
+    if type(milliseconds) is not int or milliseconds < 1:
+        raise ValueError(f"extend: {milliseconds!r} must be a whole number of milliseconds, at least 1")
+    _running_call("extend").extend(milliseconds)
+
+
+def _running_call(name: str) -> RunningCall:
+    call = CALL.get(None)
+    if call is None:
+        raise RuntimeError(f"asyncpar.{name}() is for handlers: no handler call runs here")
+    return call
 
 
 @dataclass(frozen=True, slots=True)

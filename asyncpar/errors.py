@@ -18,6 +18,8 @@
     │   └── TombstoneError              a record without a value, for a payload that may not be None
     ├── HandlerFailedError              a plain handler raised what must not leave it (SystemExit)
     ├── HandlerTimeoutError             a handler ran for longer than its `timeout_ms`
+    │   └── RecordBlockedError              a record blocked the commit for too long
+    ├── PoisonKeyError                  a record's key failed too often: it is not run
     ├── PublishError                    a record could not be written; asyncpar tries again
     └── BrokerError                     one request failed; asyncpar retries it (never leaves run())
         ├── OffsetOutOfRangeError       the position does not exist any more (or not yet)
@@ -176,6 +178,14 @@ class PublishError(AsyncparError):
         super().__init__(message)
 
 
+class RecordBlockedError(HandlerTimeoutError):
+    """A record blocked the commit for longer than it may, and `on_blocked="dead_letter"`: it is given up."""
+
+
+class PoisonKeyError(AsyncparError):
+    """A record was not run, because its key failed too often in a row; see `PoisonKeys`."""
+
+
 class Skip(Exception):  # noqa: N818 - not an error: a decision, passed as one
     """Raised by a handler: the record is passed over on purpose and counts as done."""
 
@@ -185,10 +195,13 @@ class Retryable(Exception):  # noqa: N818 - as above
 
 
 class RetryAfter(Retryable):
-    """Raised by a handler: run the record again in `delay_ms` milliseconds. Counts as an attempt.
+    """Raised by a handler: run the record again in `delay_ms` milliseconds.
 
+    It counts as an attempt, unless `is_free` is set (in a subclass, say, for what is nobody's failure).
     Raises ValueError for a delay that is negative or no whole number.
     """
+
+    is_free = False
 
     def __init__(self, message: str = "", *, delay_ms: int) -> None:
         if type(delay_ms) is not int or delay_ms < 0:

@@ -15,13 +15,14 @@ from asyncpar.errors import ConfigurationError, DecodeError, HandlerError, Setti
 from asyncpar.executors.invoke import invocation
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Middleware
+from asyncpar.policies import Default, Retry, delay_of
 from asyncpar.ports import Subscription
 from asyncpar.records import RawRecord
-from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.handlers import Admissions, Handler
 from asyncpar.settings import Settings, default_concurrency
 from asyncpar.settings_sources import Loaded
 from asyncpar.signatures import CallPlan, plan_call
-from asyncpar.topics import Retry, TopicSpec, order_key_function
+from asyncpar.topics import TopicSpec, order_key_function
 
 _WHOLE_PARTITION = "partition"
 _KEYLESS_LANE = "keyless"
@@ -35,6 +36,15 @@ class DeclaredHandler:
     plan: CallPlan
     concurrency: int
     retry: Retry
+    dead_letter: str | None
+    timeout_ms: int | None
+
+    @property
+    def attempts(self) -> int | None:
+        """Total runs in one topic; with retry topics it is one, unless the declaration says otherwise."""
+        if self.spec.retry_topics and isinstance(self.retry.attempts, Default):
+            return 1
+        return self.retry.attempts_for(dead_letters=self.dead_letter is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +92,7 @@ def declare_groups(specs: Sequence[TopicSpec], loaded: Loaded) -> list[DeclaredG
     for group, handlers in by_group.items():
         _check_conflicts(group, [handler.spec for handler in handlers])
     return [
-        DeclaredGroup(group, tuple(handlers), _subscription([handler.spec for handler in handlers]))
-        for group, handlers in by_group.items()
+        DeclaredGroup(group, tuple(handlers), _subscription(handlers)) for group, handlers in by_group.items()
     ]
 
 
@@ -107,15 +116,58 @@ def _check_names(specs: Sequence[TopicSpec]) -> None:
 
 
 def _declare(spec: TopicSpec, group: str, settings: Settings) -> DeclaredHandler:
-    retry = spec.retry or Retry(settings.retry_attempts, settings.retry_base_ms, settings.retry_max_ms)
+    attempts = Default.ATTEMPTS if settings.retry_attempts is None else settings.retry_attempts
+    retry = spec.retry or Retry(attempts, settings.retry_base_ms, settings.retry_max_ms)
     concurrency = spec.concurrency or settings.concurrency or default_concurrency(spec.resolved_executor)
-    return DeclaredHandler(spec, plan_call(spec, group=group), concurrency, retry)
+    dead_letter = spec.dead_letter or settings.dead_letter
+    _check_needs(spec, dead_letter)
+    return DeclaredHandler(
+        spec,
+        plan_call(spec, group=group),
+        concurrency,
+        retry,
+        dead_letter=dead_letter,
+        timeout_ms=spec.timeout_ms or settings.timeout_ms,
+    )
+
+
+def _check_needs(spec: TopicSpec, dead_letter: str | None) -> None:
+    """What cannot be done without dead letters is refused without a topic for them."""
+    if dead_letter is not None:
+        for name in (*spec.topics, *spec.retry_topics):
+            if f"{name}{dead_letter}" in spec.topics or dead_letter in (name, *spec.retry_topics):
+                raise HandlerError(
+                    f"{spec.where}: dead_letter={dead_letter!r} leads to a topic that it reads, where its "
+                    "dead letters would go round for ever; give them a topic of their own"
+                )
+        return
+    needs = [name for name in ("poison_keys", "dead_letter_budget") if getattr(spec, name) is not None]
+    needs += [
+        f"on_error[{kind.__name__}]" for kind, how in (spec.on_error or {}).items() if how == "dead_letter"
+    ]
+    if needs:
+        raise HandlerError(
+            f"{spec.where}: {', '.join(needs)} needs a topic for dead letters; add dead_letter=..., say"
+            ' ".dlq", or the setting of that name'
+        )
+
+
+def check_leases(groups: Sequence[DeclaredGroup], middlewares: Sequence[Middleware]) -> None:
+    """A middleware that claims a record for `lease_ms` needs calls that end before. Raises HandlerError."""
+    for lease_ms in (getattr(one, "lease_ms", None) for one in middlewares):
+        for handler in (handler for group in groups for handler in group.handlers):
+            if lease_ms is not None and handler.timeout_ms is not None and handler.timeout_ms > lease_ms:
+                raise HandlerError(
+                    f"{handler.spec.where}: timeout_ms={handler.timeout_ms} is above a middleware's "
+                    f"lease_ms={lease_ms}: a second call could begin before the first one has ended; lower "
+                    "timeout_ms or raise lease_ms"
+                )
 
 
 def _check_conflicts(group: str, specs: Sequence[TopicSpec]) -> None:
     by_source: dict[str, list[TopicSpec]] = {}
     for spec in specs:
-        for topic in spec.topics:
+        for topic in (*spec.topics, *spec.retry_topics):
             by_source.setdefault(f"topic {topic}", []).append(spec)
         if spec.pattern is not None:
             by_source.setdefault(f"pattern {spec.pattern}", []).append(spec)
@@ -128,13 +180,25 @@ def _check_conflicts(group: str, specs: Sequence[TopicSpec]) -> None:
             )
 
 
-def _subscription(specs: Sequence[TopicSpec]) -> Subscription:
-    topics = frozenset(topic for spec in specs for topic in spec.topics)
-    patterns = [spec.pattern for spec in specs if spec.pattern is not None]
+def _subscription(handlers: Sequence[DeclaredHandler]) -> Subscription:
+    specs = [handler.spec for handler in handlers]
+    topics = frozenset(topic for spec in specs for topic in (*spec.topics, *spec.retry_topics))
+    patterns = [pattern for handler in handlers if (pattern := _pattern(handler)) is not None]
     if not patterns:
         return Subscription(topics)
     parts = [re.escape(topic) for topic in sorted(topics)] + [f"(?:{pattern})" for pattern in patterns]
     return Subscription(topics, re.compile(f"^(?:{'|'.join(parts)})$"))
+
+
+def _pattern(handler: DeclaredHandler) -> str | None:
+    """The pattern of `handler`, which the topics that it writes to itself never match."""
+    pattern, dead_letter = handler.spec.pattern, handler.dead_letter
+    if pattern is None:
+        return None
+    own = [re.escape(name) for name in handler.spec.retry_topics]
+    if dead_letter is not None:
+        own.append(f"{'.*' if dead_letter.startswith('.') else ''}{re.escape(dead_letter)}")
+    return f"(?!(?:{'|'.join(own)})$)(?:{pattern})" if own else pattern
 
 
 def build_handlers(
@@ -153,20 +217,51 @@ def _build(
     call = invocation(declared.plan, state, middlewares, where)
     return Handler(
         name=spec.name,
-        topics=spec.topics,
-        pattern=None if spec.pattern is None else re.compile(spec.pattern),
+        topics=(*spec.topics, *spec.retry_topics),
+        retry_topics=tuple((name, delay_of(spec.where, name)) for name in spec.retry_topics),
+        pattern=None if (pattern := _pattern(declared)) is None else re.compile(pattern),
         executor=executor,
         concurrency=declared.concurrency,
         invoke=call.invoke,
         judged=call.judged,
         key_of=_key_of(spec),
         rules=FailureRules(
-            retry.attempts, retry.base_ms, retry.max_ms, skip_undecodable=spec.on_decode_error == "skip"
+            attempts=declared.attempts,
+            base_ms=retry.base_ms,
+            max_ms=retry.max_ms,
+            skip_undecodable=spec.on_decode_error == "skip",
+            backoff=retry.backoff,
+            max_age_ms=retry.max_age_ms,
+            on=_classes(retry.on),
+            not_on=_classes(retry.not_on),
+            on_error=spec.on_error or {},
+            dead_letter=declared.dead_letter is not None,
         ),
         match=spec.match,
         skip_unmatched=spec.unmatched == "skip",
         cancel_on_revoke=spec.on_revoke == "cancel",
+        timeout_seconds=None if declared.timeout_ms is None else declared.timeout_ms / 1000,
+        dead_letter=declared.dead_letter,
+        metadata_only=spec.dead_letter_payload == "metadata_only",
+        admissions=_admissions(spec),
     )
+
+
+def _admissions(spec: TopicSpec) -> Admissions | None:
+    """What may keep its records from starting; None when nothing may."""
+    rules = Admissions(
+        breaker=spec.breaker,
+        budget=spec.dead_letter_budget,
+        poison=spec.poison_keys,
+        rate=spec.rate_limit,
+        key_rate=spec.key_rate_limit,
+        honours_delays=spec.delayed or bool(spec.retry_topics),
+    )
+    return None if rules == Admissions() else rules
+
+
+def _classes(given: type[Exception] | tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    return given if isinstance(given, tuple) else (given,)
 
 
 def _key_of(spec: TopicSpec) -> Callable[[str, RawRecord], Hashable] | None:

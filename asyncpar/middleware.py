@@ -16,11 +16,12 @@ from asyncpar.records import Outcome, Record
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One attempt: the handler's name, its records (one, but for batches), and which attempt it is."""
+    """One attempt: the handler's name, its records (one, but for batches), its number, the group."""
 
     handler: str
     records: tuple[Record, ...]
     attempt: int
+    group: str = ""
 
 
 CallNext = Callable[[Call], Awaitable[Outcome]]

@@ -7,10 +7,11 @@ part of the runtime names the narrow face it uses. All methods run on the event 
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from asyncpar.records import (
     Chunk,
@@ -174,3 +175,45 @@ class ConsumerFactory(Protocol):
     """Makes a fresh consumer for a group, at start and whenever one must be replaced."""
 
     def __call__(self, group: str) -> Consumer: ...
+
+
+class Claim(enum.Enum):
+    """What a store of de-duplication answers to who wants to work on a key."""
+
+    NEW = "new"
+    """Yours from now on: not done, and nobody else holds it."""
+    DONE = "done"
+    """Done before, and still remembered."""
+    HELD = "held"
+    """Somebody else's: it runs there now, or its owner died and the lease has not run out yet."""
+
+
+class Claimed(NamedTuple):
+    """The answer to a claim. `lease_left_ms` is what is left of the other owner's lease; 0 unless HELD."""
+
+    claim: Claim
+    lease_left_ms: int = 0
+
+
+class DeduplicationStore(Protocol):
+    """Remembers which keys are done, and who works on which one. Shared by as many processes as use it.
+
+    Each method is one atomic step, and can be repeated: with the same owner it has the same effect and
+    answer. Times run on the store's own clock. Any Exception means that nobody knows whether the step was
+    taken. A call that is cancelled ends promptly.
+    """
+
+    async def claim(self, key: bytes, owner: bytes, lease_ms: int) -> Claimed:
+        """Take `key` for `lease_ms`, unless it is done or another owner's lease still runs."""
+
+    async def done(self, key: bytes, owner: bytes, ttl_ms: int) -> bool:
+        """Remember `key` as done for `ttl_ms`. False, and nothing changed: it is another owner's by now.
+
+        Also True for an owner whose lease ran out, while nobody has taken the key over.
+        """
+
+    async def release(self, key: bytes, owner: bytes) -> None:
+        """Give `key` back, not done. Nothing happens when it is not `owner`'s, or is done."""
+
+    async def close(self) -> None:
+        """Let go of connections; bounded, never raises. A later call connects again."""

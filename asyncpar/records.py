@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 
 class TopicPartition(NamedTuple):
@@ -101,6 +101,10 @@ class Verdict(enum.Enum):
     FAILED = "failed"
     UNDECODABLE = "undecodable"
     SKIPPED = "skipped"
+
+
+OnError: TypeAlias = Literal["retry", "dead_letter", "skip", "halt"]
+"""What a handler's declaration asks for when an attempt raised an exception of some class."""
 
 
 @dataclass(frozen=True, slots=True)

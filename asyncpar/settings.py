@@ -106,6 +106,26 @@ class RetrySettings(Section):
     )
 
 
+class FailureSettings(Section):
+    """Defaults of handlers that do not declare their own time-out and dead letters."""
+
+    timeout_ms: int | None = knob(
+        None,
+        "A handler call that runs for longer is cancelled and has failed; it is tried again as any failure.",
+        low="slow but healthy calls are cancelled and run again",
+        high="a call that hangs keeps its slot and its key for that long",
+        unset="no limit; `max_blocking_duration_ms` still reports what blocks",
+        ge=1,
+        le=86_400_000,
+    )
+    dead_letter: Name | None = knob(
+        None,
+        "Topic for records that are given up, or a suffix such as `.dlq` of the name of their own topic. "
+        "With it a failing record is given up after 5 attempts, unless its `retry` says otherwise.",
+        unset="none: a record that is given up halts its partition",
+    )
+
+
 class CommitSettings(Section):
     """When offsets are committed, and what waits for what when partitions or the process go."""
 
@@ -149,8 +169,11 @@ class CommitSettings(Section):
         ge=0,
         le=86_400_000,
     )
-    on_blocked: Literal["warn"] = knob(
-        "warn", "What happens then: `warn` logs it once and turns readiness red until the commit moves."
+    on_blocked: Literal["warn", "cancel", "dead_letter"] = knob(
+        "warn",
+        "What happens then. `warn` logs it once and turns readiness red until the commit moves; `cancel` "
+        "also cancels the call that blocks, which is a failed attempt; `dead_letter` also gives the record "
+        "up: to the dead letters of its handler, or its partition halts.",
     )
 
 
@@ -191,6 +214,7 @@ SECTIONS: tuple[type[Section], ...] = (
     SecuritySettings,
     LimitSettings,
     RetrySettings,
+    FailureSettings,
     CommitSettings,
     ServiceSettings,
 )
@@ -199,6 +223,7 @@ SECTIONS: tuple[type[Section], ...] = (
 class Settings(
     ServiceSettings,
     CommitSettings,
+    FailureSettings,
     RetrySettings,
     LimitSettings,
     SecuritySettings,

@@ -24,7 +24,8 @@ from asyncpar.payloads import (
     tombstone,
 )
 from asyncpar.records import RawRecord, Record
-from asyncpar.topics import Decoder, TopicSpec, is_async_callable
+from asyncpar.topic_checks import is_async_callable
+from asyncpar.topics import Decoder, TopicSpec
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 Bound: TypeAlias = Callable[[str, int, RawRecord, int, int], Arguments]
@@ -62,6 +63,7 @@ class CallPlan:
     """
 
     spec: TopicSpec
+    group: str
     is_async_decoder: bool
     """Bind with `bind_async`."""
     raw_only: bool
@@ -158,7 +160,7 @@ class CallPlan:
 
 
 def plan_call(spec: TopicSpec, *, group: str) -> CallPlan:
-    """Read the signature of `spec.function`; `group` is what `Context.group` will say.
+    """Read the signature of `spec.function`; `group` is what `Context.group` and `Call.group` will say.
 
     Parameters are recognised by annotation: Record, Context, `Annotated[..., Header("x")]`,
     `Annotated[..., Key]`. The first other one without a default is the payload. Others keep their
@@ -188,6 +190,7 @@ def plan_call(spec: TopicSpec, *, group: str) -> CallPlan:
     positional, keyword = _arrange(parameters, sources)
     return CallPlan(
         spec=spec,
+        group=group,
         is_async_decoder=spec.decoder is not None and is_async_callable(spec.decoder),
         raw_only=decode is not None and is_raw(decode) and positional == (_payload,) and not keyword,
         accepts_none=optional,

@@ -30,7 +30,9 @@ class PartitionStatus:
     blocking_duration_seconds: float
     """How long the lowest unfinished offset has been the lowest one; 0 when there is none."""
     blocking_reason: str | None
-    """queued | running | waiting for a retry | held (gate, lease, metadata cap) | halted"""
+    """queued | running | waiting for a retry | leaving (for a dead-letter topic) |
+    held (gate, lease, metadata cap) | halted
+    """
     blocking_handler: str | None
     blocking_attempts: int
     """Failed attempts so far on the blocking offset."""
@@ -56,6 +58,8 @@ class PartitionStatus:
     metadata_truncated: bool
     """True when not all done offsets above the HWM fitted into it."""
     halt_reason: str | None
+    hold_reason: str | None = None
+    """Why it is not fetched although it is open: its dead letters cannot be written, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,15 @@ class HandlerStatus:
     """Workers replaced because a handler changed its context."""
     uncancellable: int
     """Calls that outlived their cancellation and still hold their key."""
+    timeouts: int = 0
+    """Calls cancelled at a time limit."""
+    dead_letters: int = 0
+    """Records that its dead-letter topic has acknowledged."""
+    sent_to_retry_topics: int = 0
+    breaker_state: str | None = None
+    """closed | half_open | open; None without a breaker."""
+    poisoned_keys: int = 0
+    """Keys whose records are not run for now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,69 +8,79 @@ calls a handler and knows no default of the engine: `None` means "whatever the s
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
-import re
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 from asyncpar.errors import DecodeError, HandlerError
-from asyncpar.records import RawRecord
+from asyncpar.policies import (
+    Breaker,
+    DeadLetterBudget,
+    PoisonKeys,
+    RateLimit,
+    Retry,
+    check_choice,
+    check_count,
+    check_kind,
+    checked_on_error,
+    refuse,
+    suggestion,
+)
+from asyncpar.records import OnError, RawRecord
+from asyncpar.topic_checks import (
+    Executor,
+    Handler,
+    Order,
+    check_callable,
+    check_dead_letter,
+    check_executor,
+    check_flag,
+    check_order,
+    check_pattern,
+    check_retry_topics,
+    check_strings,
+    check_topics,
+    check_word,
+)
 
-Order: TypeAlias = Literal["key", "partition", "unordered"]
 Keyless: TypeAlias = Literal["unordered", "partition", "error"]
-Executor: TypeAlias = Literal["async", "thread"]
 Unmatched: TypeAlias = Literal["halt", "skip"]
 Tombstones: TypeAlias = Literal["error", "skip"]
 OnDecodeError: TypeAlias = Literal["halt", "skip"]
 OnRevoke: TypeAlias = Literal["cancel", "keep"]
+DeadLetterPayload: TypeAlias = Literal["full", "metadata_only"]
 OrderFunction: TypeAlias = Callable[[str, RawRecord], bytes | str | None]
 OrderKeyFunction: TypeAlias = Callable[[str, RawRecord], bytes | None]
 MatchFunction: TypeAlias = Callable[[str, RawRecord], bool]
 Decoder: TypeAlias = Callable[[str, RawRecord], object]
 """Sync or async: what it returns (or what awaiting it returns) is the payload argument."""
-Handler: TypeAlias = Callable[..., object]
 
 F = TypeVar("F", bound=Handler)
 P = ParamSpec("P")
 
 _ATTRIBUTE = "__asyncpar_topics__"
-_LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "keyless": get_args(Keyless),
     "unmatched": get_args(Unmatched),
     "tombstones": get_args(Tombstones),
     "on_decode_error": get_args(OnDecodeError),
     "on_revoke": get_args(OnRevoke),
+    "dead_letter_payload": get_args(DeadLetterPayload),
 }
-_BACK_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\(\?\(\d)")
-_RETRY_KEYS = ("attempts", "base_ms", "max_ms")
-OVERRIDABLE = frozenset({"concurrency", *_RETRY_KEYS, *_CHOICES})
+_POLICIES: dict[str, tuple[type, str]] = {
+    "retry": (Retry, "Retry(attempts=5)"),
+    "dead_letter_budget": (DeadLetterBudget, "DeadLetterBudget(share=0.1)"),
+    "breaker": (Breaker, "Breaker(open_ms=10_000)"),
+    "poison_keys": (PoisonKeys, "PoisonKeys(failures=5)"),
+    "rate_limit": (RateLimit, "RateLimit(per_second=100, burst=10)"),
+    "key_rate_limit": (RateLimit, "RateLimit(per_second=1, burst=1)"),
+}
+_RETRY_KEYS = ("attempts", "base_ms", "max_ms", "backoff", "max_age_ms", "on", "not_on")
+OVERRIDABLE = frozenset({"concurrency", "timeout_ms", "dead_letter", "on_error", *_RETRY_KEYS, *_CHOICES})
 """What a settings table `[handlers."name"]` may say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often and how soon a failed record runs again.
-
-    `attempts` counts all runs, the first one included; None tries for ever. The delays grow from
-    `base_ms` to `max_ms` milliseconds. Raises HandlerError for values out of range.
-    """
-
-    attempts: int | None = None
-    base_ms: int = 100
-    max_ms: int = 30_000
-
-    def __post_init__(self) -> None:
-        if self.attempts is not None:
-            _check_count("Retry", "attempts", self.attempts, "total runs, or None to try for ever")
-        _check_count("Retry", "base_ms", self.base_ms, "milliseconds")
-        _check_count("Retry", "max_ms", self.max_ms, "milliseconds")
-        if self.max_ms < self.base_ms:
-            _refuse("Retry", f"max_ms={self.max_ms} is below base_ms={self.base_ms}; raise max_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +101,17 @@ class TopicSpec:
     concurrency: int | None = None
     executor: Executor | None = None
     retry: Retry | None = None
+    timeout_ms: int | None = None
+    on_error: Mapping[type[Exception], OnError] | None = None
+    dead_letter: str | None = None
+    dead_letter_payload: DeadLetterPayload = "full"
+    dead_letter_budget: DeadLetterBudget | None = None
+    retry_topics: tuple[str, ...] = ()
+    delayed: bool = False
+    breaker: Breaker | None = None
+    poison_keys: PoisonKeys | None = None
+    rate_limit: RateLimit | None = None
+    key_rate_limit: RateLimit | None = None
     match: MatchFunction | None = None
     unmatched: Unmatched = "halt"
     decoder: Decoder | None = None
@@ -102,28 +123,42 @@ class TopicSpec:
 
     def __post_init__(self) -> None:
         where = self.where
-        _check_word(where, "name", self.name)
+        check_word(where, "name", self.name)
         if not self.topics and self.pattern is None:
-            _refuse(where, 'names no topic; write @topic("orders") or @topic(pattern="orders-.*")')
-        _check_topics(where, self.topics)
+            refuse(where, 'names no topic; write @topic("orders") or @topic(pattern="orders-.*")')
+        check_topics(where, self.topics)
         if self.pattern is not None:
-            _check_pattern(where, self.pattern)
+            check_pattern(where, self.pattern)
         if self.group is not None:
-            _check_word(where, "group", self.group)
+            check_word(where, "group", self.group)
         for name, allowed in _CHOICES.items():
-            _check_choice(where, name, getattr(self, name), allowed)
-        _check_order(where, self.order)
+            check_choice(where, name, getattr(self, name), allowed)
+        check_order(where, self.order)
         if self.concurrency is not None:
-            _check_count(where, "concurrency", self.concurrency, "calls at a time")
-        if self.retry is not None and not isinstance(self.retry, Retry):
-            _refuse(where, f"retry={self.retry!r} must be a Retry, such as Retry(attempts=5)")
-        _check_callable(where, "match", self.match, may_be_async=False)
-        _check_callable(where, "decoder", self.decoder, may_be_async=True)
-        _check_executor(where, self.function, self.executor)
-        if not isinstance(self.task_per_record, bool):
-            _refuse(where, f"task_per_record={self.task_per_record!r} must be True or False")
+            check_count(where, "concurrency", self.concurrency, "calls at a time")
+        self._check_failures()
+        check_callable(where, "match", self.match, may_be_async=False)
+        check_callable(where, "decoder", self.decoder, may_be_async=True)
+        check_executor(where, self.function, self.executor)
+        check_flag(where, "task_per_record", self.task_per_record)
         if self.task_per_record and self.resolved_executor != "async":
-            _refuse(where, "task_per_record=True needs `async def`; a thread has no task, leave it out")
+            refuse(where, "task_per_record=True needs `async def`; a thread has no task, leave it out")
+
+    def _check_failures(self) -> None:
+        where = self.where
+        if self.timeout_ms is not None:
+            check_count(where, "timeout_ms", self.timeout_ms, "milliseconds")
+        if self.on_error is not None:
+            object.__setattr__(self, "on_error", checked_on_error(where, self.on_error))
+        check_dead_letter(where, self.dead_letter, self.topics)
+        check_retry_topics(where, self.retry_topics, self.topics, self.dead_letter)
+        check_flag(where, "delayed", self.delayed)
+        if self.key_rate_limit is not None and self.order == "unordered":
+            refuse(
+                where, 'key_rate_limit needs an order, by which keys are known; order="unordered" has none'
+            )
+        for name, (kind, example) in _POLICIES.items():
+            check_kind(where, name, getattr(self, name), kind, example)
 
     @property
     def where(self) -> str:
@@ -143,7 +178,7 @@ class TopicSpec:
         """
         for key in values:
             if key not in OVERRIDABLE:
-                _refuse(self.where, f"unknown setting {key!r}; {_suggestion(key, OVERRIDABLE)}")
+                refuse(self.where, f"unknown setting {key!r}; {suggestion(key, OVERRIDABLE)}")
         retry: dict[str, Any] = {key: values[key] for key in _RETRY_KEYS if key in values}
         changes: dict[str, Any] = {key: value for key, value in values.items() if key not in retry}
         if retry:
@@ -197,6 +232,17 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
     concurrency: int | None = None,
     executor: Executor | None = None,
     retry: Retry | None = None,
+    timeout_ms: int | None = None,
+    on_error: Mapping[type[Exception], OnError] | None = None,
+    dead_letter: str | None = None,
+    dead_letter_payload: DeadLetterPayload = "full",
+    dead_letter_budget: DeadLetterBudget | None = None,
+    retry_topics: Sequence[str] = (),
+    delayed: bool = False,
+    breaker: Breaker | None = None,
+    poison_keys: PoisonKeys | None = None,
+    rate_limit: RateLimit | None = None,
+    key_rate_limit: RateLimit | None = None,
     name: str | None = None,
     match: MatchFunction | None = None,
     unmatched: Unmatched = "halt",
@@ -221,6 +267,20 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
         concurrency: calls at a time, per process.
         executor: "async" (default for `async def`) or "thread" (default for `def`).
         retry: how often and how soon a failed record runs again.
+        timeout_ms: a call that runs for longer is cancelled, and has failed. `heartbeat()` begins it anew.
+        on_error: by exception class (the nearest counts): "retry", "dead_letter", "skip" or "halt".
+        dead_letter: topic for records that are given up, or a suffix such as ".dlq" of their own topic's
+            name; without one their partition halts.
+        dead_letter_payload: "full", or "metadata_only" to leave their values out.
+        dead_letter_budget: how many records may become dead letters; the next ones wait.
+        retry_topics: topics that a record travels through when its attempts (one, if `retry` does not say)
+            are used up, before it becomes a dead letter. Each name ends with its delay, "orders.retry.30s".
+            Its key does not wait for it: later records of the key overtake it.
+        delayed: records wait for the time in their `x-asyncpar-not-before` header (milliseconds since 1970).
+        breaker: stops the handler while most of its calls fail.
+        poison_keys: records of keys that failed again and again become dead letters without being run.
+        rate_limit: calls that may start per second, in this process.
+        key_rate_limit: the same for each ordering key.
         name: stable name for metrics and settings; default: module and qualified name.
         match: predicate `f(topic, raw)`: only records for which it is true come here.
         unmatched: what happens to a record that no `match` took: "halt" its partition, or "skip" it.
@@ -230,7 +290,7 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
         on_revoke: calls that run when their partition is taken away: "cancel" after the grace, or "keep".
         task_per_record: run each call in an asyncio task of its own, for code keyed on the current task.
     """
-    _check_strings("@topic", topics)  # Now: `@topic` without parentheses gets no further.
+    check_strings("@topic", topics)  # Now: `@topic` without parentheses gets no further.
     declare = functools.partial(
         TopicSpec,
         topics=topics,
@@ -241,6 +301,17 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
         concurrency=concurrency,
         executor=executor,
         retry=retry,
+        timeout_ms=timeout_ms,
+        on_error=on_error,
+        dead_letter=dead_letter,
+        dead_letter_payload=dead_letter_payload,
+        dead_letter_budget=dead_letter_budget,
+        retry_topics=(retry_topics,) if isinstance(retry_topics, str) else tuple(retry_topics),
+        delayed=delayed,
+        breaker=breaker,
+        poison_keys=poison_keys,
+        rate_limit=rate_limit,
+        key_rate_limit=key_rate_limit,
         match=match,
         unmatched=unmatched,
         decoder=decoder,
@@ -261,7 +332,7 @@ def specs_of(function: object) -> tuple[TopicSpec, ...]:
     specs = getattr(function, "__dict__", {}).get(_ATTRIBUTE, ())
     for spec in specs:
         if spec.function is not function:
-            _refuse(spec.where, "@topic stands below another decorator; put @topic on top of it")
+            refuse(spec.where, "@topic stands below another decorator; put @topic on top of it")
     return tuple(specs)
 
 
@@ -291,109 +362,14 @@ def _ordering(function: Callable[[str, RawRecord], object], where: str) -> Order
     return ordering_key
 
 
-def is_async_callable(function: Callable[..., object]) -> bool:
-    """True for `async def`, a partial of one, or an object whose `__call__` is one."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def _refuse(where: str, problem: str) -> NoReturn:
-    raise HandlerError(f"{where}: {problem}")
-
-
-def _suggestion(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-
-
 def _qualified_name(function: object) -> str:
     """The default name of a handler. Raises HandlerError for what cannot be one."""
     if not isinstance(function, types.FunctionType):
         kind = "a bound method" if isinstance(function, types.MethodType) else f"a {type(function).__name__}"
-        _refuse("@topic", f"takes a function, got {kind}; write a `def` or `async def` that calls it")
+        refuse("@topic", f"takes a function, got {kind}; write a `def` or `async def` that calls it")
     name = f"{function.__module__}.{function.__qualname__}"
     if function.__name__ == "<lambda>":
-        _refuse(f"handler {name}", "a lambda has no annotations; write a `def` or `async def`")
+        refuse(f"handler {name}", "a lambda has no annotations; write a `def` or `async def`")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        _refuse(f"handler {name}", "a generator cannot handle records; remove its `yield`")
+        refuse(f"handler {name}", "a generator cannot handle records; remove its `yield`")
     return name
-
-
-def _check_word(where: str, name: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        _refuse(where, f"{name}={value!r} must be a string that is not empty")
-
-
-def _check_strings(where: str, topics: Sequence[object]) -> None:
-    for name in topics:
-        if not isinstance(name, str):
-            hint = 'write @topic("orders", "refunds"), with parentheses and each name an argument of its own'
-            _refuse(where, f"a topic's name is a string, got {type(name).__name__}; {hint}")
-
-
-def _check_topics(where: str, topics: Sequence[str]) -> None:
-    _check_strings(where, topics)
-    for name in topics:
-        if name in {".", ".."} or not _LEGAL_TOPIC.fullmatch(name):
-            rule = "1 to 249 characters of a-z A-Z 0-9 . _ -"
-            _refuse(where, f"{name!r} is no legal topic name ({rule}); for a regular expression use pattern=")
-    if len(set(topics)) < len(topics):
-        _refuse(where, "names a topic twice; remove one")
-
-
-def _check_pattern(where: str, pattern: object) -> None:
-    if not isinstance(pattern, str) or not pattern:
-        _refuse(where, f"pattern={pattern!r} must be a regular expression in a string")
-    try:
-        # As a part of a union, which is how a group subscribes: flags such as (?i) must be local there.
-        compiled = re.compile(f"x|(?:{pattern})")
-    except re.error as error:
-        _refuse(where, f"pattern={pattern!r} does not compile: {error}; write flags as (?i:...)")
-    if compiled.groupindex:
-        _refuse(where, f"pattern={pattern!r} has a named group; write (?:...)")
-    if _BACK_REFERENCE.search(pattern):
-        # Joined with others its groups get other numbers, and it would match other topics than here.
-        _refuse(where, f"pattern={pattern!r} refers to a group by its number; write the choices out")
-
-
-def _check_choice(where: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = _suggestion(value, allowed) if isinstance(value, str) else f"known: {', '.join(allowed)}"
-        _refuse(where, f"{name}={value!r} is unknown; {near}")
-
-
-def _check_count(where: str, name: str, value: object, unit: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(where, f"{name}={value!r} must be a whole number of at least 1 ({unit})")
-
-
-def _check_order(where: str, order: object) -> None:
-    if callable(order):
-        _check_callable(where, "order", order, may_be_async=False)
-    else:
-        _check_choice(where, "order", order, get_args(Order))
-
-
-def _check_callable(where: str, name: str, function: object, *, may_be_async: bool) -> None:
-    if function is None:
-        return
-    if not callable(function):
-        _refuse(where, f"{name}={function!r} must be a function f(topic, raw)")
-    if is_async_callable(function) and not may_be_async:
-        _refuse(where, f"{name}= must be synchronous; write it with `def`")
-
-
-def _check_executor(where: str, function: Handler, executor: str | None) -> None:
-    if executor == "process":
-        _refuse(where, 'executor="process" is not available in this version; use "thread" with `def`')
-    if executor is not None:
-        _check_choice(where, "executor", executor, get_args(Executor))
-    if inspect.iscoroutinefunction(function):
-        if executor == "thread":
-            _refuse(where, 'executor="thread" cannot run `async def`; write `def`, or leave executor= out')
-        return
-    if executor == "async":
-        _refuse(where, 'executor="async" cannot run a plain `def`; write `async def`, or leave executor= out')
-    if executor is None and inspect.iscoroutinefunction(inspect.unwrap(function)):
-        # Run in a thread it would hand back a coroutine that nobody awaits: the record would count as done.
-        fix = 'write the wrapper as `async def`, or say executor="thread" if it runs the coroutine itself'
-        _refuse(where, f"a plain `def` wraps an `async def`; {fix}")

@@ -329,3 +329,97 @@ def test_the_orders_ledger_is_one_write_per_line(tmp_path: Path, monkeypatch: py
         "c-1",
     )
     assert len(written) == 1 and written[0].endswith(b"\n")
+
+
+# -- failures: each in its way, on a real broker -------------------------------------------------
+
+FAILURES = {
+    **dict.fromkeys(("payments", "receipts", "reminders", "statements"), 2),
+    **dict.fromkeys(("payments.dlq", "receipts.dlq", "receipts.retry.500ms", "receipts.retry.1s"), 1),
+}
+"""The topics of the example, and how many partitions each gets."""
+
+
+def payment(number: int, card: str, customer: str) -> Record:
+    """A payment by a test card of the example's bank."""
+    value = json.dumps({"payment_id": f"p-{number}", "card": f"tok_{card}", "cents": 250}).encode()
+    return Record(customer.encode(), value, [("payment-id", b"p-%d" % number)])
+
+
+@contextmanager
+def failures_app(bootstrap: str, down: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`asyncpar run examples.failures:app`, which writes into `log`; its bank is out while `down` exists."""
+    command = [sys.executable, "-m", "asyncpar", "run", "examples.failures:app", "--http-port", "0"]
+    variables = environment(ASYNCPAR_BOOTSTRAP_SERVERS=bootstrap, BANK_DOWN=str(down))
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def missing(log: Path, words: tuple[str, ...], times: int) -> list[str]:
+    """Those of `words` that stand in `log` less than `times` times."""
+    text = log.read_text()
+    return [word for word in words if text.count(word) < times]
+
+
+async def until_written(log: Path, *words: str, times: int = 1) -> None:
+    """Wait until each of `words` stands in `log`, `times` times."""
+    deadline = time.monotonic() + BOUND_SECONDS
+    while left := missing(log, words, times):
+        assert time.monotonic() < deadline, f"not in the log in time: {left}"
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.broker
+async def test_failures_end_as_their_example_says(private_broker: KafkaBroker, tmp_path: Path):
+    """An outage costs nothing; then each record ends as its card, address or limit says; a clean stop."""
+    bootstrap, down, log = private_broker.bootstrap, tmp_path / "down", tmp_path / "log"
+    for name, partitions in FAILURES.items():
+        await kafka_tools.create_topic(bootstrap, name, partitions)
+    down.touch()
+    with failures_app(bootstrap, down, log) as process:
+        outage = [payment(number, "visa", f"c-{number}") for number in range(100)]
+        await kafka_tools.produce(bootstrap, "payments", outage)
+        await until_written(log, "its breaker opened")
+        down.unlink()
+        await until_written(log, "its breaker closed")
+        await until_written(log, " charged to c-", times=100)
+        cards = ["refused", "paid", "flaky", "busy", "hangs", "visa"]
+        records = [payment(200 + at, card, card) for at, card in enumerate(cards)]
+        records += outage[:3]
+        records += [payment(300 + at, "unreadable", "mallory") for at in range(2)]
+        records.append(payment(302, "visa", "mallory"))
+        await kafka_tools.produce(bootstrap, "payments", records)
+        addresses = [b"ada@example.org", b"bob@slow.example", b"eve@gone.example"]
+        await kafka_tools.produce(bootstrap, "receipts", [Record(None, address) for address in addresses])
+        await kafka_tools.produce(bootstrap, "reminders", [Record(b"ada", b"pay")] * 4)
+        await kafka_tools.produce(bootstrap, "statements", [Record(b"ada", b"10")])
+        await until_written(
+            log,
+            *("p-202 charged to flaky, attempt 2", "p-203 charged to busy, attempt 2"),
+            *("p-204 charged to hangs, attempt 2", "p-205 charged to visa, attempt 1"),
+            *("of refused: permanent, attempts 1", "of mallory: exhausted, attempts 3"),
+            *("key b'mallory' of payments failed 6 times in a row", "of mallory: poison_key, attempts 0"),
+            *("ada@example.org from receipts\n", "bob@slow.example from receipts.retry.1s\n"),
+            "statement of 10 pages for ada",
+        )
+        await until_written(log, "reminded ada", times=4)
+        deadline = time.monotonic() + BOUND_SECONDS
+        while await kafka_tools.end_offsets(bootstrap, "receipts.dlq") != {0: 1}:
+            assert time.monotonic() < deadline, "the receipt for eve is no dead letter"
+            await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, BOUND_SECONDS) == 0, log.read_text()
+    text = log.read_text()
+    assert text.count(" charged to c-") == 100, "a payment was charged twice"
+    assert text.count("support: payments offset") == 4
+    for topic in FAILURES.keys() - {"payments.dlq", "receipts.dlq"}:
+        committed = await kafka_tools.committed(bootstrap, "payments", topic)
+        ends = await kafka_tools.end_offsets(bootstrap, topic)
+        assert {number: committed[number].offset for number in committed if ends[number]} == {
+            number: end for number, end in ends.items() if end
+        }

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from asyncpar.deduplication import Deduplicate
 from asyncpar.errors import ConfigurationError, HandlerError, SettingError
-from asyncpar.groups import DeclaredGroup, declare_groups
+from asyncpar.groups import DeclaredGroup, Threads, build_handlers, check_leases, declare_groups
+from asyncpar.policies import Breaker, DeadLetterBudget, PoisonKeys, RateLimit, Retry
+from asyncpar.runtime.handlers import Admissions, Handler
 from asyncpar.settings_sources import load
-from asyncpar.topics import Retry, TopicSpec, specs_of, topic
+from asyncpar.topics import TopicSpec, specs_of, topic
 
 
 async def one(value: bytes) -> None:
@@ -82,7 +85,7 @@ def test_effective_values_go_from_table_to_decorator_to_settings_to_defaults() -
     (group,) = declare(spec(one, "a"), spec(thread, "b"), group="g")
     assert group.handlers[0].concurrency == 100
     assert group.handlers[1].concurrency <= 32
-    assert group.handlers[0].retry == Retry(None, 100, 30_000)
+    assert group.handlers[0].retry == Retry()
     (group,) = declare(spec(one, "a"), group="g", concurrency=7, retry_attempts=3)
     assert (group.handlers[0].concurrency, group.handlers[0].retry.attempts) == (7, 3)
     own = spec(one, "a", concurrency=5, retry=Retry(attempts=2), name="bill")
@@ -105,3 +108,138 @@ def test_names_and_patterns_become_one_compiled_union() -> None:
     assert pattern is not None
     assert all(pattern.fullmatch(name) for name in ("a.b", "audit-1", "x"))
     assert not any(pattern.match(name) for name in ("aXb", "audit", "xy", "my-audit-1"))
+
+
+def rules_of(group: DeclaredGroup) -> list[Handler]:
+    """What the runtime gets of its handlers."""
+    return build_handlers(group, None, (), Threads())
+
+
+def test_dead_letters_change_the_default_of_attempts() -> None:
+    """5 with them, for ever without; a value that is written wins in both cases."""
+    retry = Retry(attempts=None)
+    group = declare(
+        spec(one, "a"),
+        spec(two, "b", dead_letter="b.dead", dead_letter_payload="metadata_only"),
+        spec(one, "c", dead_letter=".dlq", retry=retry, name="c"),
+        spec(two, "d", dead_letter=".dlq", retry_topics=["d.retry.5s", "d.retry.2m"], name="d"),
+        group="g",
+    )[0]
+    a, b, c, d = rules_of(group)
+    assert [one.rules.attempts for one in (a, b, c, d)] == [None, 5, None, 1]
+    assert [one.dead_letter for one in (a, b, c, d)] == [None, "b.dead", ".dlq", ".dlq"]
+    assert [one.metadata_only for one in (a, b, c, d)] == [False, True, False, False]
+    assert d.retry_topics == (("d.retry.5s", 5.0), ("d.retry.2m", 120.0))
+    assert d.takes("d.retry.5s")
+    assert d.admissions is not None
+    assert d.admissions.honours_delays
+    assert group.subscription.topics == {"a", "b", "c", "d", "d.retry.5s", "d.retry.2m"}
+
+
+def test_settings_give_time_outs_and_dead_letters_to_handlers_without_their_own() -> None:
+    """The handler's own value wins."""
+    own = spec(two, "b", timeout_ms=50, dead_letter="mine")
+    (group,) = declare(spec(one, "a"), own, group="g", timeout_ms=1_000, dead_letter=".dlq")
+    assert [one.timeout_seconds for one in rules_of(group)] == [1.0, 0.05]
+    assert [one.dead_letter for one in rules_of(group)] == [".dlq", "mine"]
+
+
+def test_what_a_declaration_says_about_failures_reaches_the_runtime() -> None:
+    """Each part of it, and nothing where nothing is said."""
+    (group,) = declare(spec(one, "a"), group="g")
+    (plain,) = rules_of(group)
+    assert (plain.admissions, plain.timeout_seconds) == (None, None)
+    policies = {
+        "breaker": Breaker(open_ms=7),
+        "dead_letter_budget": DeadLetterBudget(share=0.5),
+        "poison_keys": PoisonKeys(failures=2),
+        "rate_limit": RateLimit(per_second=3, burst=1),
+        "key_rate_limit": RateLimit(per_second=1, burst=1),
+    }
+    retry = Retry(backoff="fixed", max_age_ms=9, on=OSError, not_on=(PermissionError,))
+    on_error = {ValueError: "dead_letter"}
+    full = spec(one, "a", dead_letter=".dlq", retry=retry, on_error=on_error, delayed=True, **policies)
+    (group,) = declare(full, group="g")
+    (handler,) = rules_of(group)
+    assert handler.admissions == Admissions(
+        breaker=policies["breaker"],
+        budget=policies["dead_letter_budget"],
+        poison=policies["poison_keys"],
+        rate=policies["rate_limit"],
+        key_rate=policies["key_rate_limit"],
+        honours_delays=True,
+    )
+    rules = handler.rules
+    assert (rules.backoff, rules.max_age_ms, rules.on, rules.not_on) == (
+        "fixed",
+        9,
+        (OSError,),
+        (PermissionError,),
+    )
+    assert (rules.on_error, rules.dead_letter) == (on_error, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"poison_keys": PoisonKeys()}, "poison_keys"),
+        ({"dead_letter_budget": DeadLetterBudget()}, "dead_letter_budget"),
+        ({"on_error": {ValueError: "dead_letter"}}, r"on_error\[ValueError\]"),
+    ],
+)
+def test_what_needs_dead_letters_is_refused_without_a_topic_for_them(
+    options: dict[str, Any], name: str
+) -> None:
+    """At start, with what to add; fine with the setting."""
+    with pytest.raises(HandlerError, match=rf"{name} needs a topic for dead letters; add dead_letter="):
+        declare(spec(one, "a", **options), group="g")
+    assert declare(spec(one, "a", **options), group="g", dead_letter=".dlq")
+
+
+def test_a_pattern_never_matches_what_its_handler_writes_to() -> None:
+    """Else a dead letter would be handled, fail, and go round for ever."""
+    options = {"dead_letter": ".dlq", "retry_topics": ("orders.retry.5s",)}
+    (group,) = declare(spec(one, pattern="orders.*", **options), group="g")
+    pattern = group.subscription.pattern
+    assert pattern is not None
+    assert pattern.fullmatch("orders.eu")
+    assert pattern.fullmatch("orders.retry.5s")  # by name, not by the pattern
+    assert not pattern.fullmatch("orders.eu.dlq")
+    (handler,) = rules_of(group)
+    assert handler.takes("orders.eu")
+    assert not handler.takes("orders.eu.dlq")
+
+
+def test_a_time_out_above_a_lease_is_refused() -> None:
+    """Two calls on one key could overlap."""
+    (group,) = declare(spec(one, "a", timeout_ms=2_000), group="g")
+    guard = Deduplicate(key=lambda record: record.key, ttl_ms=1_000, lease_ms=1_999)
+    with pytest.raises(HandlerError, match="timeout_ms=2000 is above a middleware's lease_ms=1999"):
+        check_leases([group], [guard])
+    check_leases([group], [Deduplicate(key=lambda record: record.key, ttl_ms=1_000, lease_ms=2_000)])
+
+
+@pytest.mark.parametrize(
+    ("topics", "options", "dead_letter"),
+    [
+        (("a",), {}, "a"),
+        (("a", "a.dlq"), {}, ".dlq"),
+        (("a",), {"retry_topics": ["a.retry.5s"]}, "a.retry.5s"),
+    ],
+)
+def test_dead_letters_never_lead_to_where_they_come_from(
+    topics: tuple[str, ...], options: dict[str, Any], dead_letter: str
+) -> None:
+    """Neither by the decorator nor by the setting: they would go round for ever."""
+    with pytest.raises(
+        HandlerError, match="leads to a topic that it reads|has another use|is a topic that it reads"
+    ):
+        declare(spec(one, *topics, dead_letter=dead_letter, **options), group="g")
+    with pytest.raises(HandlerError, match="leads to a topic that it reads"):
+        declare(spec(one, *topics, **options), group="g", dead_letter=dead_letter)
+
+
+def test_a_limit_by_key_needs_an_order() -> None:
+    """Without one no key is known: the knob would do nothing."""
+    with pytest.raises(HandlerError, match="key_rate_limit needs an order"):
+        spec(one, "a", order="unordered", key_rate_limit=RateLimit(per_second=1, burst=1))

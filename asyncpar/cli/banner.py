@@ -13,7 +13,17 @@ from asyncpar.settings import Settings, differences
 from asyncpar.settings_sources import Loaded
 from asyncpar.topics import TopicSpec
 
-_COLUMNS = ("handler", "topics", "group", "order", "executor", "concurrency", "attempts", "tombstones")
+_COLUMNS = (
+    "handler",
+    "topics",
+    "group",
+    "order",
+    "executor",
+    "concurrency",
+    "attempts",
+    "then",
+    "tombstones",
+)
 _AT_LEAST_ONCE = (
     "At least once: an offset is committed only when every record below it is done. After a crash, records "
     "that were in flight, or were done since the last commit, run again."
@@ -75,7 +85,14 @@ def guarantees(groups: Iterable[DeclaredGroup], settings: Settings) -> list[str]
     ]
     for handler in handlers:
         name, tombstones = handler.spec.name, _TOMBSTONES[_tombstones(handler)]
+        if handler.dead_letter is not None:
+            tombstones = tombstones.replace("halts the partition", "makes a dead letter")
         sentences.append(f"Order of {name}: {_order(handler.spec)}")
+        if handler.spec.retry_topics:
+            sentences.append(
+                f"Failed records of {name} travel through retry topics: "
+                "later ones of their key overtake them."
+            )
         sentences.append(f"Records without a value (tombstones) of {name}: {tombstones}.")
     return sentences
 
@@ -120,7 +137,7 @@ def _rows(groups: Iterable[DeclaredGroup]) -> list[tuple[str, ...]]:
 
 
 def _row(group: str, handler: DeclaredHandler) -> tuple[str, ...]:
-    spec, attempts = handler.spec, handler.retry.attempts
+    spec, attempts = handler.spec, handler.attempts
     sources = [*spec.topics, *([f"pattern {spec.pattern}"] if spec.pattern else [])]
     return (
         spec.name,
@@ -130,8 +147,19 @@ def _row(group: str, handler: DeclaredHandler) -> tuple[str, ...]:
         spec.resolved_executor,
         str(handler.concurrency),
         "for ever" if attempts is None else str(attempts),
+        _after_that(handler),
         _tombstones(handler),
     )
+
+
+def _after_that(handler: DeclaredHandler) -> str:
+    """Where a record goes whose attempts are used up."""
+    stops = [*handler.spec.retry_topics]
+    if handler.dead_letter is not None:
+        stops.append(
+            f"*{handler.dead_letter}" if handler.dead_letter.startswith(".") else handler.dead_letter
+        )
+    return " > ".join(stops) or ("-" if handler.attempts is None else "halt")
 
 
 def chosen_settings(loaded: Loaded) -> list[str]:

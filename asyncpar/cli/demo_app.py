@@ -15,10 +15,11 @@ from typing import Annotated
 from asyncpar.app import App
 from asyncpar.cli.demo_ledger import Ledger
 from asyncpar.context import Context, Key
+from asyncpar.policies import Retry
 from asyncpar.records import RawRecord
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
-from asyncpar.topics import Retry, topic
+from asyncpar.topics import topic
 
 # Which handler takes a key, by how busy the key is. The busiest keys go to the fast handler: a key's records
 # run one after the other, so that a key can bring no more records in a second than its handler can take.

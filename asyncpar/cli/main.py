@@ -12,13 +12,14 @@ import click
 
 from asyncpar import __version__
 from asyncpar.cli.demo import demo
+from asyncpar.cli.dlq import dlq
 from asyncpar.cli.reports import error_line, report
 from asyncpar.cli.run import run
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-COMMANDS: tuple[click.Command, ...] = (run, demo)
+COMMANDS: tuple[click.Command, ...] = (run, dlq, demo)
 
 
 @click.group(

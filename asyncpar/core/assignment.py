@@ -70,6 +70,7 @@ class Partition:
 
     __slots__ = (
         "acknowledged",
+        "acknowledged_plain",
         "backpressure",
         "generation",
         "halt_reason",
@@ -89,6 +90,8 @@ class Partition:
         self.queues: Queues | None = None
         self.acknowledged: Committed | None = None
         """What the broker is known to have stored in this generation, or had at its start."""
+        self.acknowledged_plain: Committed | None = None
+        """The same without how often records failed; None when it was not committed in this generation."""
         self.backpressure = False
         self.halt_reason: str | None = None
         self.halted_at = 0.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from asyncpar.core.assignment import Partition, State
 from asyncpar.core.offset_codec import MAX_CHARS, MIN_CHARS, encode
+from asyncpar.core.offsets import OffsetTracker
 from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET
 from asyncpar.records import CommitAnswer, Committed, TopicPartition
 
@@ -56,6 +57,8 @@ class Draft:
     partition: Partition
     generation: int
     committed: Committed
+    plain: Committed
+    """The same without how often records failed."""
     truncated: bool
 
 
@@ -115,18 +118,43 @@ _COMMITTED_IN = frozenset({State.OPEN, State.HALTED, State.DRAINING})
 
 
 def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
-    """What to commit for `partition` now; None when the broker has it already, or there is nothing."""
+    """What to commit for `partition` now; None when the broker has it already, or there is nothing.
+
+    That a record has failed once more is no reason for a commit of its own: it goes along with the next one,
+    and with the last one of an assignment.
+    """
     tracker = partition.tracker
     if tracker is None or partition.state not in _COMMITTED_IN:
         return None
-    hwm = tracker.hwm
-    encoded = encode(partition.tp, hwm, tracker.done_runs(), budget.max_chars)
-    partition.metadata_truncated = encoded.truncated
-    _steer_gate(partition, budget, len(encoded.text), encoded.truncated)
-    committed = Committed(hwm, encoded.text)
-    if committed == partition.acknowledged:
+    made = _drafted(partition, tracker, budget)
+    partition.metadata_truncated = made.truncated
+    _steer_gate(partition, budget, len(made.plain.metadata), made.truncated)
+    is_last = partition.state is State.DRAINING
+    if made.committed == partition.acknowledged or (
+        not is_last and made.plain == partition.acknowledged_plain
+    ):
         return None
-    return Draft(partition, partition.generation, committed, encoded.truncated)
+    return made
+
+
+def _drafted(partition: Partition, tracker: OffsetTracker, budget: MetadataBudget) -> Draft:
+    hwm, runs = tracker.hwm, tracker.done_runs()
+    encoded = encode(partition.tp, hwm, runs, budget.max_chars)
+    plain = committed = Committed(hwm, encoded.text)
+    attempts = _attempts(partition, hwm)
+    if attempts and not encoded.truncated:
+        committed = Committed(hwm, encode(partition.tp, hwm, runs, budget.max_chars, attempts).text)
+    return Draft(partition, partition.generation, committed, plain, encoded.truncated)
+
+
+def _attempts(partition: Partition, hwm: int) -> dict[int, int]:
+    """Of records that are not done; those of records that never came back are forgotten."""
+    queues = partition.queues
+    if queues is None or not queues.attempts:
+        return {}
+    for offset in [offset for offset in queues.attempts if offset < hwm]:
+        del queues.attempts[offset]
+    return {offset: made for offset, made in queues.attempts.items() if made > 0}
 
 
 def is_stored(partition: Partition, budget: MetadataBudget) -> bool:
@@ -134,8 +162,8 @@ def is_stored(partition: Partition, budget: MetadataBudget) -> bool:
     tracker = partition.tracker
     if tracker is None:
         return True
-    encoded = encode(partition.tp, tracker.hwm, tracker.done_runs(), budget.max_chars)
-    return partition.acknowledged == Committed(tracker.hwm, encoded.text)
+    made = _drafted(partition, tracker, budget)
+    return made.committed == partition.acknowledged or made.plain == partition.acknowledged_plain
 
 
 def drafts(partitions: Iterable[Partition], budget: MetadataBudget) -> list[Draft]:
@@ -165,7 +193,7 @@ def settle(made: Draft, answer: CommitAnswer, budget: MetadataBudget) -> Consequ
     if consequence is Consequence.AGAIN_SHORTER:
         budget.refused(len(made.committed.metadata))
     elif consequence is Consequence.STORED and made.generation == made.partition.generation:
-        made.partition.acknowledged = made.committed
+        made.partition.acknowledged, made.partition.acknowledged_plain = made.committed, made.plain
     return consequence
 
 

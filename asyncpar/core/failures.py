@@ -1,24 +1,39 @@
-"""An attempt's outcome becomes a decision: done, again later, skip, or halt the partition.
+"""An attempt's outcome becomes a decision: done, again later, to the dead letters, or halt the partition.
 
-The one place where the rules on failures are applied, in this order:
+The one place where the rules on failures are applied; the first row that fits decides:
 
-| outcome     | rule                                   | decision |
-|-------------|----------------------------------------|----------|
-| success     |                                        | done     |
-| skipped     |                                        | done     |
-| undecodable | `on_decode_error="skip"`               | done     |
-| undecodable | otherwise                              | halt     |
-| failed      | attempts left (None: always)           | again at |
-| failed      | none left                              | halt     |
+| outcome     | rule                                                    | decision          |
+|-------------|---------------------------------------------------------|-------------------|
+| success     |                                                         | done              |
+| skipped     | the handler raised `Skip`, or a tombstone may be skipped | done             |
+| undecodable | `on_decode_error="skip"`                                | done              |
+| undecodable | otherwise                                               | give up           |
+| failed      | the handler raised `Permanent`, or `on_blocked` gives the record up | give up |
+| failed      | ... `RetryAfter`: again after its own delay             | again, if allowed |
+| failed      | ... `Retryable`                                         | again, if allowed |
+| failed      | the nearest class in `on_error` says skip               | done              |
+| failed      | ... halt                                                | halt              |
+| failed      | ... dead_letter                                         | give up           |
+| failed      | ... retry                                               | again, if allowed |
+| failed      | its class is in `not_on`, or `on` is given without it   | give up           |
+| failed      | otherwise                                               | again, if allowed |
+
+*Again, if allowed*: while attempts are left (`attempts`, total runs; None: for ever) and the next run begins
+within `max_age_ms` of the first failure; else give up. An attempt that is free of charge (its breaker opened
+by it or during it, it was a probe, or its RetryAfter says so) uses up no attempt, but time goes on. *Give
+up*: what used up its attempts or its time goes to the next retry topic where there is one; what does not, to
+the dead letters where the handler has such; else halt.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from asyncpar.core.backoff import exp_full_jitter
-from asyncpar.records import Verdict
+from asyncpar.core.backoff import BACKOFFS
+from asyncpar.errors import Permanent, RecordBlockedError, Retryable, RetryAfter
+from asyncpar.records import OnError, Verdict
 
 
 class Action(enum.Enum):
@@ -26,37 +41,94 @@ class Action(enum.Enum):
 
     DONE = "done"
     AGAIN = "again"
+    RETRY_TOPIC = "retry_topic"
+    DEAD_LETTER = "dead_letter"
     HALT = "halt"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`delay_seconds` is set for AGAIN: the record is parked that long."""
+    """`delay_seconds` is set for AGAIN: the record is parked that long. `reason`: why it was given up.
+
+    `is_free`: the attempt that ended costs nothing.
+    """
 
     action: Action
     delay_seconds: float = 0.0
+    reason: str = ""
+    is_free: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FailureRules:
-    """What a handler's declaration says about failures. `attempts` None: for ever."""
+    """What a handler's declaration says about failures. `attempts` and `max_age_ms` None: no limit."""
 
     attempts: int | None
     base_ms: int
     max_ms: int
-    skip_undecodable: bool
+    skip_undecodable: bool = False
+    backoff: str = "exp_full_jitter"
+    max_age_ms: int | None = None
+    on: tuple[type[BaseException], ...] = ()
+    not_on: tuple[type[BaseException], ...] = ()
+    on_error: Mapping[type, OnError] = field(default_factory=dict)
+    dead_letter: bool = False
 
 
 _DONE = Decision(Action.DONE)
-_HALT = Decision(Action.HALT)
+_TRAVEL = Decision(Action.RETRY_TOPIC)
+_NOT_AGAIN = {"skip": _DONE, "halt": Decision(Action.HALT, reason="permanent")}
 
 
-def decide(rules: FailureRules, verdict: Verdict, attempts_made: int, u: float) -> Decision:
-    """`attempts_made` counts the attempt that just ended; `u` is uniform in [0, 1)."""
+def decide(
+    rules: FailureRules,
+    verdict: Verdict,
+    error: BaseException | None,
+    attempts_made: int,
+    u: float,
+    *,
+    age_seconds: float = 0.0,
+    is_free: bool = False,
+    may_travel: bool = False,
+) -> Decision:
+    """`attempts_made` counts the attempt that just ended; `u` is uniform in [0, 1).
+
+    `age_seconds`: since its first failure. `is_free`: the attempt costs nothing. `may_travel`: there is a
+    retry topic that it has not been in yet.
+    """
     if verdict is Verdict.SUCCESS or verdict is Verdict.SKIPPED:
         return _DONE
     if verdict is Verdict.UNDECODABLE:
-        return _DONE if rules.skip_undecodable else _HALT
-    if rules.attempts is not None and attempts_made >= rules.attempts:
-        return _HALT
-    return Decision(Action.AGAIN, exp_full_jitter(attempts_made, rules.base_ms, rules.max_ms, u))
+        return _DONE if rules.skip_undecodable else give_up(rules, "undecodable")
+    how = on_failure(rules, error)
+    if how != "retry":
+        return _NOT_AGAIN[how] if how in _NOT_AGAIN else give_up(rules, "permanent")
+    if isinstance(error, RetryAfter):
+        delay, is_free = error.delay_ms / 1000, is_free or error.is_free
+    else:
+        delay = BACKOFFS[rules.backoff](attempts_made, rules.base_ms, rules.max_ms, u)
+    if not is_free and rules.attempts is not None and attempts_made >= rules.attempts:
+        return _TRAVEL if may_travel else give_up(rules, "exhausted")
+    if rules.max_age_ms is not None and (age_seconds + delay) * 1000 > rules.max_age_ms:
+        return _TRAVEL if may_travel else give_up(rules, "too_old")
+    return Decision(Action.AGAIN, delay, is_free=is_free)
+
+
+def on_failure(rules: FailureRules, error: BaseException | None) -> OnError:
+    """What the class of `error` asks for; "dead_letter" stands for giving up, with or without such."""
+    if isinstance(error, Permanent | RecordBlockedError):
+        return "dead_letter"
+    if isinstance(error, Retryable):
+        return "retry"
+    if rules.on_error:
+        for kind in type(error).__mro__:
+            if kind in rules.on_error:
+                return rules.on_error[kind]
+    if isinstance(error, rules.not_on) or (rules.on and not isinstance(error, rules.on)):
+        return "dead_letter"
+    return "retry"
+
+
+def give_up(rules: FailureRules, reason: str) -> Decision:
+    """No attempt will be made any more."""
+    return Decision(Action.DEAD_LETTER if rules.dead_letter else Action.HALT, reason=reason)

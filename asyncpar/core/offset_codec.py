@@ -1,8 +1,9 @@
 """Done offsets above the HWM <-> the commit's metadata string (at most 4,096 characters).
 
 `ap1:<crc32 of all that matters, 8 hex digits>:<base64url, no padding>`. The bytes are sections
-`(id, length, payload)` with varint id and length, so that a later version can add one (section 3 is
-reserved for attempt counts) and this one skips it; the runs are one of them. The checksum covers
+`(id, length, payload)` with varint id and length, so that a later version can add one and this one skips
+it: the runs are one of them, and how often the lowest unfinished records failed is another, written where
+there is room. The checksum covers
 topic, partition and the absolute committed offset: a tool that copies an offset to another cluster,
 topic or position keeps the string, and there it must not be believed. The broker counts UTF-16
 units; this is ASCII.
@@ -18,8 +19,9 @@ import base64
 import binascii
 import enum
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from asyncpar.core.offsets import Run
 from asyncpar.records import TopicPartition
@@ -34,6 +36,9 @@ MAX_SPAN = 1 << 40
 _PREFIX = "ap1:"
 _HEAD_CHARS = len(_PREFIX) + 9
 _VARINTS, _BITMAP, _DEFLATED_VARINTS, _DEFLATED_BITMAP = 1, 2, 4, 5
+_ATTEMPTS = 3
+_MOST_ATTEMPTS = 32
+"""Of so many records: whoever blocks a partition is among its lowest."""
 _RUNS = frozenset({_VARINTS, _BITMAP, _DEFLATED_VARINTS, _DEFLATED_BITMAP})
 _MAX_PLAIN_BYTES = 1 << 16
 """No section is longer than this before deflation: a bound on the work of reading damaged input."""
@@ -59,18 +64,39 @@ class Encoded:
     truncated: bool
 
 
-def encode(partition: TopicPartition, hwm: int, runs: Sequence[Run], max_chars: int = MAX_CHARS) -> Encoded:
-    """Metadata for a commit of `hwm` with `runs` done above it. An empty text for no runs."""
-    if not runs:
+def encode(
+    partition: TopicPartition,
+    hwm: int,
+    runs: Sequence[Run],
+    max_chars: int = MAX_CHARS,
+    attempts: Mapping[int, int] = MappingProxyType({}),
+) -> Encoded:
+    """Metadata for a commit of `hwm` with `runs` done above it. An empty text for nothing to say.
+
+    `attempts`: failed runs by offset, at or above `hwm`. Left out, the highest first, where there is no room.
+    """
+    if not runs and not attempts:
         return Encoded("", False)
     room = max(0, (max_chars - _HEAD_CHARS) * 6 // 8)
-    body = _pack(hwm, runs)
-    if len(body) <= room:
-        return Encoded(_seal(partition, hwm, body), False)
-    fitting = _longest_prefix(hwm, runs, room - _SECTION_HEAD_BYTES)
-    if not fitting:
-        return Encoded("", True)
-    return Encoded(_seal(partition, hwm, _pack(hwm, runs[:fitting])), True)
+    body = _pack(hwm, runs) if runs else b""
+    if len(body) > room:
+        fitting = _longest_prefix(hwm, runs, room - _SECTION_HEAD_BYTES)
+        if not fitting:
+            return Encoded("", True)
+        return Encoded(_seal(partition, hwm, _pack(hwm, runs[:fitting])), True)
+    body += _pack_attempts(hwm, attempts, room - len(body)) if attempts else b""
+    return Encoded(_seal(partition, hwm, body) if body else "", False)
+
+
+def _pack_attempts(hwm: int, attempts: Mapping[int, int], room: int) -> bytes:
+    """Pairs of a distance from the one before and a count, as one section; b"" without room for any."""
+    payload, cursor = b"", hwm
+    for offset in sorted(attempts)[:_MOST_ATTEMPTS]:
+        pair = _varint(offset - cursor) + _varint(attempts[offset])
+        if len(payload) + len(pair) + _SECTION_HEAD_BYTES > room:
+            break
+        payload, cursor = payload + pair, offset
+    return _varint(_ATTEMPTS) + _varint(len(payload)) + payload if payload else b""
 
 
 def _longest_prefix(hwm: int, runs: Sequence[Run], room: int) -> int:
@@ -87,8 +113,19 @@ def _longest_prefix(hwm: int, runs: Sequence[Run], room: int) -> int:
 
 def decode(partition: TopicPartition, offset: int, text: str) -> list[Run] | Ignored:
     """The done runs above committed `offset`, or why `text` is ignored. [] for an empty text."""
+    read = _read(partition, offset, text)
+    return read if isinstance(read, Ignored) else read[0]
+
+
+def decode_attempts(partition: TopicPartition, offset: int, text: str) -> dict[int, int]:
+    """How often the records from committed `offset` on have failed, by offset; {} for what is ignored."""
+    read = _read(partition, offset, text)
+    return {} if isinstance(read, Ignored) else read[1]
+
+
+def _read(partition: TopicPartition, offset: int, text: str) -> tuple[list[Run], dict[int, int]] | Ignored:
     if not text:
-        return []
+        return [], {}
     if not text.startswith(_PREFIX) or len(text) < _HEAD_CHARS or text[_HEAD_CHARS - 1] != ":":
         return Ignored.FOREIGN
     packed = text[_HEAD_CHARS:]
@@ -149,9 +186,10 @@ def _as_bitmap(hwm: int, runs: Sequence[Run]) -> bytes:
     return int("".join(digits)[::-1], 2).to_bytes((span + 7) // 8, "little")
 
 
-def _unpack(offset: int, body: bytes) -> list[Run]:
+def _unpack(offset: int, body: bytes) -> tuple[list[Run], dict[int, int]]:
     at = 0
     runs: list[Run] | None = None
+    attempts: dict[int, int] | None = None
     while at < len(body):
         section, at = _read_varint(body, at)
         length, at = _read_varint(body, at)
@@ -159,12 +197,28 @@ def _unpack(offset: int, body: bytes) -> list[Run]:
         if len(payload) != length:
             raise ValueError("a section is cut off")
         at += length
-        if section not in _RUNS:
-            continue
-        if runs is not None:
-            raise ValueError("the runs are there twice")
-        runs = _read_runs(offset, section, payload)
-    return runs or []
+        if section == _ATTEMPTS:
+            if attempts is not None:
+                raise ValueError("the attempts are there twice")
+            attempts = _read_attempts(offset, payload)
+        elif section in _RUNS:
+            if runs is not None:
+                raise ValueError("the runs are there twice")
+            runs = _read_runs(offset, section, payload)
+    return runs or [], attempts or {}
+
+
+def _read_attempts(offset: int, payload: bytes) -> dict[int, int]:
+    found: dict[int, int] = {}
+    at, cursor = 0, offset
+    while at < len(payload):
+        distance, at = _read_varint(payload, at)
+        count, at = _read_varint(payload, at)
+        cursor += distance
+        if cursor in found or not count or cursor - offset > MAX_SPAN:
+            raise ValueError("a count of attempts makes no sense")
+        found[cursor] = count
+    return found
 
 
 def _read_runs(offset: int, section: int, payload: bytes) -> list[Run]:

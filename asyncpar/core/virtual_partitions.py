@@ -83,6 +83,7 @@ class Queues:
     __slots__ = (
         "attempts",
         "by_key",
+        "first_failed",
         "generation",
         "held",
         "locked_offsets",
@@ -118,6 +119,8 @@ class Queues:
         """Taken while the gate was closed to their head; ready again when it opens."""
         self.attempts: dict[int, int] = {}
         """Failed attempts by offset; only records that failed have an entry."""
+        self.first_failed: dict[int, float] = {}
+        """When each of them failed first, monotonic seconds."""
         self.locked_offsets: dict[int, VirtualPartition] = {}
         """Unordered records that a straggler still runs, by offset."""
 
@@ -181,7 +184,8 @@ class Queues:
         """
         assert vp.head is not None
         self.routes.pop(vp.head.offset, None)
-        self.attempts.pop(vp.head.offset, None)
+        if self.attempts.pop(vp.head.offset, None) is not None:
+            self.first_failed.pop(vp.head.offset, None)
         if vp.rest:
             vp.head = vp.rest.popleft()
             route = self.route_of(vp.head)
@@ -285,6 +289,16 @@ class ParkingLot:
             route.ready.append(vp)
             woken.append(route)
         return woken
+
+    def take(self, queues: Queues, offset: int) -> VirtualPartition | None:
+        """The one whose head is at `offset` of `queues`, which no longer waits here; None: it does not."""
+        for entry in self._due:
+            vp = entry[2]
+            if vp.queues is queues and vp.head is not None and vp.head.offset == offset:
+                self._due.remove(entry)
+                heapq.heapify(self._due)
+                return vp
+        return None
 
     def discard(self, queues: Queues) -> None:
         """Forget what is parked of `queues`."""

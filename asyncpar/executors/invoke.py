@@ -48,7 +48,7 @@ def invocation(
         attempt = _skipping_tombstones(attempt)
     if not middlewares:
         return Invocation(attempt, judged=False)
-    return Invocation(_with_middlewares(plan.spec.name, attempt, middlewares), judged=True)
+    return Invocation(_with_middlewares(plan, attempt, middlewares), judged=True)
 
 
 def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
@@ -153,7 +153,9 @@ def _skipping_tombstones(attempt: Attempt) -> Attempt:
     return run
 
 
-def _with_middlewares(name: str, attempt: Attempt, middlewares: Sequence[Middleware]) -> Attempt:
+def _with_middlewares(plan: CallPlan, attempt: Attempt, middlewares: Sequence[Middleware]) -> Attempt:
+    name, group = plan.spec.name, plan.group
+
     async def innermost(call: Call) -> Outcome:
         (record,) = call.records
         try:
@@ -183,6 +185,6 @@ def _with_middlewares(name: str, attempt: Attempt, middlewares: Sequence[Middlew
             number,
             generation,
         )
-        return await chain(Call(name, (record,), number))
+        return await chain(Call(name, (record,), number, group))
 
     return run

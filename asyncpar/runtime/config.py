@@ -19,5 +19,6 @@ class RuntimeConfig:
     max_revoke_grace_ms: int = 5_000
     shutdown_drain_timeout_ms: int = 30_000
     max_blocking_duration_ms: int = 60_000
+    on_blocked: str = "warn"
     request_timeout_ms: int = 5_000
     """Bound of one commit or offset request."""

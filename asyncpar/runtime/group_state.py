@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from asyncpar.core.assignment import Event, Generations, Partition, State
 from asyncpar.core.commits import MetadataBudget
+from asyncpar.core.failures import give_up
 from asyncpar.core.offset_codec import Ignored, decode
 from asyncpar.core.offsets import OffsetTracker, Run
 from asyncpar.core.virtual_partitions import ParkingLot, Queues, ReadyQueue, VirtualPartition
@@ -25,6 +26,7 @@ from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.runtime.tally import GroupCounters, count
 
 if TYPE_CHECKING:
+    from asyncpar.runtime.outbox import Outbox
     from asyncpar.runtime.workers import HandlerPool
 
 LEASE_MARGIN_SECONDS = 0.5
@@ -74,6 +76,10 @@ class GroupState:
         self.lease_from = lease_from
         self.lease_until = float("-inf")
         self.lease_closed = False
+        self.holds: dict[TopicPartition, dict[str, str]] = {}
+        """Why a partition is not fetched although it is open: by what holds it, in words."""
+        self.outbox: Outbox | None = None
+        """Where records leave for other topics; None when no handler sends any."""
         self._routes: dict[str, list[HandlerPool]] = {}
         self.arrivals: dict[TopicPartition, list[tuple[int, float]]] = {}
 
@@ -96,6 +102,28 @@ class GroupState:
                     margin,
                 )
         return held
+
+    # -- holds -------------------------------------------------------------------------------
+
+    def hold(self, tp: TopicPartition, who: str, why: str, *, is_told: bool = False) -> None:
+        """Do not fetch `tp` until `let_go`; logged when it begins, unless `is_told` already."""
+        if tp not in self.partitions:
+            return
+        by = self.holds.setdefault(tp, {})
+        if who not in by and not is_told:
+            self.log.error("%s is held: %s. Nothing is lost; it is tried again", tp, why)
+        by[who] = why
+
+    def let_go(self, tp: TopicPartition, who: str, *, is_told: bool = False) -> None:
+        """The hold of `who` on `tp` is over."""
+        by = self.holds.get(tp)
+        if by is None or by.pop(who, None) is None:
+            return
+        if not by:
+            del self.holds[tp]
+        if not is_told:
+            self.log.info("%s is no longer held by its %s", tp, who)
+        self.on_intake()
 
     def wake(self, queue: ReadyQueue) -> None:
         """Let the handler of `queue` look at it."""
@@ -155,6 +183,9 @@ class GroupState:
                     adoptable = may_adopt and offset >= start and not tracker.is_done(offset)
                     self.stragglers[vp] = Straggler(queues.lock(vp.key, offset), adoptable)
         partition.apply(Event.OPENED)
+        for pool in pools:
+            if pool.gate is not None:
+                pool.gate.hold_new(partition.tp)
 
     def restored_runs(self, tp: TopicPartition, committed: Committed, end: int) -> list[Run]:
         """What the metadata of a commit says is done above it and below `end`; counts what it ignores.
@@ -241,7 +272,15 @@ class GroupState:
         self, partition: Partition, pool: HandlerPool, record: RawRecord, error: DecodeError
     ) -> bool:
         pool.tally(partition.tp.topic).undecodable += 1
-        return self._skip_or_halt(partition, record, pool.handler.rules.skip_undecodable, str(error))
+        rules, queues = pool.handler.rules, partition.queues
+        if rules.dead_letter and not rules.skip_undecodable and queues is not None:
+            # Nothing orders it: its key cannot be found.
+            queues.routes[record.offset] = pool.queue
+            pool.verdicts.send_away(
+                VirtualPartition(queues, None, record), record, give_up(rules, "undecodable"), error
+            )
+            return True
+        return self._skip_or_halt(partition, record, rules.skip_undecodable, str(error))
 
     def _settle_unmatched(
         self, partition: Partition, pools: Sequence[HandlerPool], record: RawRecord
@@ -299,11 +338,18 @@ class GroupState:
             partition.queues.close(self.ready_queues())
             self.parking.discard(partition.queues)
 
+    def forget_departures(self, partition: Partition) -> None:
+        """What is on its way to other topics of this life of `partition` will run again."""
+        if self.outbox is not None and partition.queues is not None:
+            self.outbox.discard(partition.queues)
+
     def release(self, partition: Partition, event: Event) -> None:
         """`partition` is no longer ours: completions that come later are of an older generation."""
         self.close_queues(partition)
+        self.forget_departures(partition)
         partition.apply(event)
         del self.partitions[partition.tp]
+        self.holds.pop(partition.tp, None)
         self.arrivals.pop(partition.tp, None)
 
     def late_completion(self, vp: VirtualPartition, offset: int, ok: bool) -> None:

@@ -11,7 +11,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from asyncpar.core.breaker import BreakerRules
+from asyncpar.core.dead_letter_budget import BudgetRules
 from asyncpar.core.failures import FailureRules
+from asyncpar.core.poison import PoisonRules
+from asyncpar.core.rate_limit import RateRules
 from asyncpar.core.virtual_partitions import KeyOf
 from asyncpar.records import RawRecord
 
@@ -23,6 +27,19 @@ result is an Outcome when the handler is `judged`, else it is ignored and means 
 """
 
 Match = Callable[[str, RawRecord], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Admissions:
+    """What may keep a handler's records from starting; None: it does not."""
+
+    breaker: BreakerRules | None = None
+    budget: BudgetRules | None = None
+    poison: PoisonRules | None = None
+    rate: RateRules | None = None
+    key_rate: RateRules | None = None
+    honours_delays: bool = False
+    """Records with a `x-asyncpar-not-before` header wait for their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,22 @@ class Handler:
     match: Match | None = None
     skip_unmatched: bool = False
     cancel_on_revoke: bool = True
+    timeout_seconds: float | None = None
+    """A call that runs for longer is cancelled and has failed; None: no limit."""
+    dead_letter: str | None = None
+    """Topic of its dead letters, or a suffix of the record's own; None: it has none."""
+    metadata_only: bool = False
+    """Dead letters without their values."""
+    retry_topics: tuple[tuple[str, float], ...] = ()
+    """Where records go whose attempts are used up, one after the other: topic, and delay in seconds."""
+    admissions: Admissions | None = None
+    """None: every record starts as soon as there is a slot."""
+
+    def next_retry(self, topic: str) -> tuple[str, float] | None:
+        """Where a record of `topic` travels next, and its delay there; None after the last stop."""
+        names = [name for name, _ in self.retry_topics]
+        at = names.index(topic) + 1 if topic in names else 0
+        return self.retry_topics[at] if at < len(names) else None
 
     def takes(self, topic: str) -> bool:
         """True when this handler is declared for `topic` by name or by pattern."""

@@ -77,6 +77,8 @@ class Poller:
                 wanted, room = list[Partition](), 0
             else:
                 wanted, room = self.backpressure.wanted(list(self._state.partitions.values()))
+                if self._state.holds:
+                    wanted = [partition for partition in wanted if partition.tp not in self._state.holds]
                 if self.unreadable:
                     wanted = self.unreadable.without_waiting(wanted, clock())
             if not wanted and clock() - kept_alive < _KEEP_ALIVE_SECONDS:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from asyncpar.core.assignment import Event, Partition, State
+from asyncpar.core.offset_codec import decode_attempts
 from asyncpar.core.offsets import Run
 from asyncpar.errors import AuthorizationError, BrokerError, ConfigurationError, HandlerError
 from asyncpar.ports import Consumer
@@ -115,6 +116,7 @@ class Rebalancer:
                 runs = self._state.restored_runs(tp, stored, ends.get(tp, stored.offset))
                 partition.acknowledged = stored
                 self._open_at(partition, stored.offset, runs)
+                self._restore_attempts(partition, stored, ends.get(tp, stored.offset))
             elif tp in starts:
                 self._open_at(partition, starts[tp], ())
                 if self._state.config.offset_reset == "earliest":
@@ -127,6 +129,13 @@ class Rebalancer:
         self._state.on_intake()
         if unknown:
             raise BrokerError(f"where the log ends is not known of {', '.join(map(str, unknown))}")
+
+    @staticmethod
+    def _restore_attempts(partition: Partition, stored: Committed, end: int) -> None:
+        """How often records below `end` had failed; what lies beyond was lost with a truncated log."""
+        assert partition.queues is not None
+        found = decode_attempts(partition.tp, stored.offset, stored.metadata)
+        partition.queues.attempts.update({offset: made for offset, made in found.items() if offset < end})
 
     async def _ends(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         """Where the logs end; without those whose leader does not say. Raises BrokerError when none does."""
@@ -220,7 +229,7 @@ class Rebalancer:
             return
         # Back within a life is against the law of commits: begin a new generation there. What the broker has
         # is not known: a commit of this one that got no answer may have been stored.
-        partition.acknowledged = None
+        partition.acknowledged = partition.acknowledged_plain = None
         self._begin_again(partition, Event.REOPEN, target, ())
 
     def retry_halted(self, partition: Partition) -> None:
@@ -235,6 +244,7 @@ class Rebalancer:
 
     def _begin_again(self, partition: Partition, event: Event, start: int, runs: Iterable[Run]) -> None:
         self._state.close_queues(partition)
+        self._state.forget_departures(partition)
         partition.apply(event)
         partition.generation = self._state.generations.next(partition.tp)
         self._open_at(partition, start, runs, may_adopt=event is Event.RESUME)
@@ -296,12 +306,22 @@ class Rebalancer:
                 partition.apply(Event.REVOKE)
         running = partial(self._running, partitions, with_adoptable=True)
         if await self._wait(running(), deadline - state.clock.monotonic(), hurry):
-            return True
+            return await self._departed(partitions, deadline, hurry)
         for worker in running():  # anew: one that has ended may run a record of another
             if not self._is_kept(worker):
                 worker.cancel("drain")
         await self._wait(running(), _CANCEL_SECONDS)
         return False
+
+    async def _departed(
+        self, partitions: Iterable[Partition], deadline: float, hurry: asyncio.Event | None
+    ) -> bool:
+        """True when what leaves for other topics was acknowledged by `deadline`."""
+        outbox = self._state.outbox
+        if outbox is None:
+            return True
+        seconds = 0.0 if hurry is not None and hurry.is_set() else deadline - self._state.clock.monotonic()
+        return await outbox.idle([partition.tp for partition in partitions], seconds)
 
     def _running(self, partitions: Iterable[Partition], *, with_adoptable: bool = False) -> list[Worker]:
         """What runs of `partitions`, and `with_adoptable` their stragglers whose success still counts."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from asyncpar.core.assignment import State
@@ -23,11 +23,14 @@ from asyncpar.errors import (
     DrainIncompleteError,
     EngineError,
 )
-from asyncpar.ports import ConsumerFactory, Subscription
+from asyncpar.ports import ConsumerFactory, ProducerFactory, Subscription
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.config import RuntimeConfig
+from asyncpar.runtime.deadlines import Deadlines
 from asyncpar.runtime.group_state import Clock, GroupState
 from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.letters import dead_letter_topic
+from asyncpar.runtime.outbox import Outbox
 from asyncpar.runtime.retries import RetryTimer
 from asyncpar.runtime.session import Session
 from asyncpar.runtime.workers import HandlerPool
@@ -49,8 +52,11 @@ class GroupRuntime:
         subscription: Subscription,
         config: RuntimeConfig,
         consumers: ConsumerFactory,
+        *,
         clock: Clock | None = None,
+        producers: ProducerFactory | None = None,
     ) -> None:
+        """`producers` is needed when a handler has dead letters."""
         self._subscription = subscription
         self._consumers = consumers
         self._stop = asyncio.Event()
@@ -65,6 +71,10 @@ class GroupRuntime:
         self.state.pools = tuple(HandlerPool(handler, self.state) for handler in handlers)
         self.session: Session | None = None
         self._timer = RetryTimer(self.state)
+        self._watching: set[asyncio.Task[None]] = set()
+        if any(handler.dead_letter is not None or handler.retry_topics for handler in handlers):
+            assert producers is not None
+            self.state.outbox = Outbox(self.state, producers, self._fail)
 
     # -- from outside ------------------------------------------------------------------------
 
@@ -99,6 +109,11 @@ class GroupRuntime:
         """
         for pool in self.state.pools:
             self._own(pool)
+            if pool.handler.timeout_seconds is not None:
+                deadlines = Deadlines(pool, pool.handler.timeout_seconds)
+                self._watching.add(
+                    self._supervised(deadlines.run(), f"asyncpar-deadlines-{pool.handler.name}")
+                )
         try:
             if not await self._begin_unless_stopped():
                 return
@@ -134,9 +149,12 @@ class GroupRuntime:
             )
 
     def _own(self, pool: HandlerPool) -> None:
-        task = asyncio.get_running_loop().create_task(pool.run(), name=f"asyncpar-pool-{pool.handler.name}")
-        self._owners.add(task)
+        self._owners.add(self._supervised(pool.run(), f"asyncpar-pool-{pool.handler.name}"))
+
+    def _supervised(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         task.add_done_callback(self._owner_ended)
+        return task
 
     def _owner_ended(self, task: asyncio.Task[None]) -> None:
         self._owners.discard(task)
@@ -154,6 +172,9 @@ class GroupRuntime:
 
     async def _begin(self) -> Session:
         """A session that has connected; closed again when its start fails."""
+        if self.state.outbox is not None and not self._has_outbox:
+            await self.state.outbox.start(_departure_topics(self.state.pools))
+            self._has_outbox = True
         session = Session(self.state, self._consumers(self.state.group), self._fail)
         self.session = session
         try:
@@ -249,6 +270,10 @@ class GroupRuntime:
         return cut_off
 
     async def _end_pools(self) -> None:
+        for task in self._watching:
+            task.cancel()
+        if self.state.outbox is not None:
+            await self.state.outbox.close()
         for pool in self.state.pools:
             pool.close()
         owners = set(self._owners)
@@ -265,6 +290,7 @@ class GroupRuntime:
         self._abandoned = [name for name in abandoned if name not in still_named]
 
     _halted_at_end: Sequence[str] = ()
+    _has_outbox = False
 
     # -- until the end -----------------------------------------------------------------------
 
@@ -303,6 +329,22 @@ async def _call_off(beginning: asyncio.Task[Session]) -> None:
     await asyncio.wait({beginning})
     if not beginning.cancelled() and beginning.exception() is None:
         await beginning.result().close()
+
+
+def _departure_topics(pools: Iterable[HandlerPool]) -> list[tuple[str, str]]:
+    """(handler, topic) of all topics known now that records may leave for."""
+    found: list[tuple[str, str]] = []
+    for handler in (pool.handler for pool in pools):
+        stops = [name for name, _ in handler.retry_topics]
+        found += [(handler.name, name) for name in stops]
+        if handler.dead_letter is None:
+            continue
+        sources = [name for name in handler.topics if name not in stops]
+        letters = {dead_letter_topic(handler.dead_letter, source) for source in sources}
+        if not letters and not handler.dead_letter.startswith("."):
+            letters = {handler.dead_letter}  # of a pattern: one topic for all that it matches
+        found += [(handler.name, name) for name in sorted(letters)]
+    return found
 
 
 def _names_of_calls(pools: Iterable[HandlerPool]) -> list[str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from asyncpar.core.assignment import Partition, State
 from asyncpar.core.backpressure import bytes_held
+from asyncpar.core.breaker import BreakerState
 from asyncpar.core.virtual_partitions import NO_OFFSET
 from asyncpar.metrics import SnapshotBuilder
 from asyncpar.records import TopicPartition
+from asyncpar.runtime.admission import Gate
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.runtime.worker import Worker
 from asyncpar.runtime.workers import HandlerPool
 from asyncpar.status import GroupStatus, HandlerStatus, PartitionStatus
+
+_BREAKER_STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 def group_status(runtime: GroupRuntime) -> GroupStatus:
@@ -75,6 +79,7 @@ def partition_status(runtime: GroupRuntime, partition: Partition) -> PartitionSt
         metadata_chars=0 if acknowledged is None else len(acknowledged.metadata),
         metadata_truncated=partition.metadata_truncated,
         halt_reason=partition.halt_reason,
+        hold_reason="; ".join(state.holds.get(partition.tp, {}).values()) or None,
     )
 
 
@@ -136,6 +141,8 @@ def _blocking_reason(
         return "running", handler
     if blocking in _parked(state, partition):
         return "waiting for a retry", handler
+    if state.outbox is not None and blocking in state.outbox.waiting(partition.tp):
+        return "leaving", handler
     if state.lease_closed or queues.start_below == NO_OFFSET or blocking >= queues.start_below:
         return "held", handler
     return "queued", handler
@@ -153,7 +160,7 @@ def _log_end(runtime: GroupRuntime, tp: TopicPartition) -> tuple[int | None, int
 
 def handler_status(pool: HandlerPool) -> HandlerStatus:
     """One handler's slots and counts."""
-    handler, busy = pool.handler, pool.busy()
+    handler, busy, gate = pool.handler, pool.busy(), pool.gate
     now = pool.state.clock.monotonic()
     tallies = pool.tallies.values()
     return HandlerStatus(
@@ -171,7 +178,17 @@ def handler_status(pool: HandlerPool) -> HandlerStatus:
         oldest_task_duration_seconds=max((now - worker.started for worker in busy), default=0.0),
         workers_retired=pool.retired,
         uncancellable=sum(1 for worker in busy if worker.cancel_reason is not None),
+        timeouts=pool.timeouts,
+        dead_letters=_departed(pool, "dead_letter", "sent"),
+        sent_to_retry_topics=_departed(pool, "retry", "sent"),
+        breaker_state=None if gate is None or gate.breaker is None else gate.breaker.state.value,
+        poisoned_keys=0 if gate is None or gate.poison is None else gate.poison.poisoned,
     )
+
+
+def _departed(pool: HandlerPool, kind: str, result: str) -> int:
+    outbox = pool.state.outbox
+    return 0 if outbox is None else outbox.sent.get((kind, pool.handler.name, result), 0)
 
 
 def _parked_of(pool: HandlerPool) -> int:
@@ -208,6 +225,7 @@ def _add_partition(builder: SnapshotBuilder, status: PartitionStatus) -> None:
         "blocking_offset": blocking,
         "blocking_duration_seconds": status.blocking_duration_seconds,
         "backpressure_active": int(status.backpressure),
+        "paused": int(status.hold_reason is not None),
         "commit_metadata_chars": status.metadata_chars,
     }
     for name, value in figures.items():
@@ -232,8 +250,25 @@ def _add_handler(builder: SnapshotBuilder, pool: HandlerPool, status: HandlerSta
     builder.add("oldest_task_duration_seconds", labels2, status.oldest_task_duration_seconds)
     builder.add("slots_available", labels2, status.concurrency - status.running)
     builder.add("retries_total", labels2, pool.retries)
+    builder.add("timeouts_total", labels2, status.timeouts)
+    for result in ("sent", "failed"):
+        builder.add("retry_topics_total", (*labels2, result), _departed(pool, "retry", result))
+    if pool.gate is not None:
+        _add_gate(builder, pool.gate, labels2)
+    for result in ("sent", "failed"):
+        builder.add("dead_letters_total", (*labels2, result), _departed(pool, "dead_letter", result))
     builder.add("uncancellable_handlers", labels2, status.uncancellable)
     builder.add("workers_retired_total", labels2, pool.retired)
+
+
+def _add_gate(builder: SnapshotBuilder, gate: Gate, labels: tuple[str, str]) -> None:
+    for reason, times in gate.held_back.items():
+        builder.add("admission_refusals_total", (*labels, reason), times)
+    if gate.breaker is not None:
+        builder.add("breaker_state", labels, _BREAKER_STATES[gate.breaker.state])
+        builder.add("breaker_openings_total", labels, gate.openings)
+    if gate.poison is not None:
+        builder.add("poison_keys", labels, gate.poison.poisoned)
 
 
 def _add_group(builder: SnapshotBuilder, state: GroupState, status: GroupStatus) -> None:
@@ -241,6 +276,8 @@ def _add_group(builder: SnapshotBuilder, state: GroupState, status: GroupStatus)
     halted = sum(1 for partition in status.partitions if partition.state == State.HALTED.value)
     builder.add("in_flight_bytes", group, status.bytes_in_flight)
     builder.add("partitions_halted", group, halted)
+    waiting = 0 if state.outbox is None else state.outbox.count_waiting()
+    builder.add("dead_letters_waiting", group, waiting)
     builder.add("commit_seconds", group, counters.commit_seconds.snapshot())
     builder.add("rebalance_seconds", group, counters.rebalance_seconds.snapshot())
     builder.add("stale_completions_total", group, counters.stale_completions)

@@ -6,8 +6,11 @@ Nothing here locks, allocates per record or knows Prometheus.
 from __future__ import annotations
 
 from math import frexp
+from typing import TypeVar
 
 from asyncpar.metrics import HISTOGRAM_BOUNDS, Histogram
+
+K = TypeVar("K")
 
 _BUCKETS = len(HISTOGRAM_BOUNDS) + 1
 _LOWEST_POWER = -20
@@ -80,6 +83,6 @@ class GroupCounters:
         self.consumer_replacements = 0
 
 
-def count(counter: dict[str, int], label: str, by: int = 1) -> None:
+def count(counter: dict[K, int], label: K, by: int = 1) -> None:
     """Add `by` to `label`."""
     counter[label] = counter.get(label, 0) + by

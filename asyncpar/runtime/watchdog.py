@@ -13,6 +13,7 @@ from asyncpar.core.virtual_partitions import VirtualPartition
 from asyncpar.errors import EngineError
 from asyncpar.ports import Consumer
 from asyncpar.records import TopicPartition
+from asyncpar.runtime.admission import DELAY
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.poller import Poller
 
@@ -98,7 +99,8 @@ class Watchdog:
             return
         blocked_for = tracker.blocked_for(now)
         offset = tracker.blocking_offset
-        over = bool(limit_ms) and blocked_for * 1000 > limit_ms
+        waits_for_its_time = DELAY in self._state.holds.get(partition.tp, ())
+        over = bool(limit_ms) and blocked_for * 1000 > limit_ms and not waits_for_its_time
         if over and offset is not None and self.blocked.get(partition.tp) != offset:
             self.blocked[partition.tp] = offset
             self._state.log.warning(
@@ -111,7 +113,34 @@ class Watchdog:
         elif not over and partition.tp in self.blocked:
             was = self.blocked.pop(partition.tp)
             self._state.log.info("%s: offset %d no longer blocks the commit", partition.tp, was)
+        if over and offset is not None:
+            self._unblock(partition, offset, limit_ms / 1000, now)
         self._suspect(partition, offset if blocked_for > 5 * _LOOK_SECONDS else None)
+
+    def _unblock(self, partition: Partition, offset: int, limit_seconds: float, now: float) -> None:
+        """What `on_blocked` asks for: cancel a call that ran for that long, or give the record up.
+
+        A heartbeat of the call begins its time anew; what waits while its breaker is open is left alone.
+        """
+        state, queues, how = self._state, partition.queues, self._state.config.on_blocked
+        if how == "warn" or queues is None:
+            return
+        for pool in state.pools:
+            for worker in pool.busy():
+                if worker.vp is not None and worker.vp.queues is queues and worker.offset == offset:
+                    if how == "dead_letter":
+                        worker.cancel("blocked_for_good")
+                    elif worker.deadline(limit_seconds) < now:
+                        worker.cancel("blocked")
+                    return
+        if how != "dead_letter":
+            return
+        pools = [pool for pool in state.pools if pool.queue is queues.route_of(queues.unfinished[offset])]
+        if any(pool.gate is not None and pool.gate.closed_for(now)[0] > 0 for pool in pools):
+            return
+        vp = state.parking.take(queues, offset)
+        if vp is not None:
+            pools[0].verdicts.end_blocked(vp)
 
     def _suspect(self, partition: Partition, offset: int | None) -> None:
         """A blocking offset that could run and neither runs nor waits, on two looks in a row."""
@@ -141,8 +170,11 @@ class Watchdog:
             if has_it(pool.running()):
                 return False
             if has_it(pool.queue.ready):
-                return len(pool.busy()) < pool.handler.concurrency
+                is_closed = pool.gate is not None and pool.gate.closed_for(state.clock.monotonic())[0] > 0
+                return not is_closed and len(pool.busy()) < pool.handler.concurrency
         locked = (straggler.lock for straggler in state.stragglers.values())
+        if state.outbox is not None and offset in state.outbox.waiting(partition.tp):
+            return False
         return not has_it(state.parking.parked()) and not has_it(locked)
 
     def _forget_gone(self) -> None:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 
+from asyncpar.core.breaker import Ticket
 from asyncpar.core.virtual_partitions import VirtualPartition
-from asyncpar.records import RawRecord
+from asyncpar.errors import DecodeError, HandlerFailedError, HandlerTimeoutError, RecordBlockedError, Skip
+from asyncpar.records import RawRecord, Verdict
+
+_TIMEOUTS = {
+    "timeout": "cancelled at its timeout_ms,",
+    "blocked": "cancelled because it blocked the commit for longer than max_blocking_duration_ms,",
+    "blocked_for_good": "given up because it blocked the commit for longer than max_blocking_duration_ms,",
+}
+"""Reasons of a cancellation that make an attempt a failed one, and how the failure says so."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the record was not settled
@@ -18,17 +29,64 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the record was not s
 class Worker:
     """One slot: its task, and what it runs now."""
 
-    __slots__ = ("cancel_reason", "finished", "record", "started", "task", "vp", "wake")
+    __slots__ = (
+        "_clock",
+        "_timeout_seconds",
+        "cancel_reason",
+        "extended",
+        "finished",
+        "record",
+        "started",
+        "task",
+        "ticket",
+        "vp",
+        "wake",
+    )
 
-    def __init__(self) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, timeout_seconds: float | None = None
+    ) -> None:
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
         self.task: asyncio.Task[None] | None = None
         self.vp: VirtualPartition | None = None
         self.record: RawRecord | None = None
         self.started = 0.0
         self.cancel_reason: str | None = None
+        self.ticket = Ticket(0)
+        """What the breaker gave the call that runs now."""
         self.wake: asyncio.Future[None] | None = None
+        self.extended: tuple[RawRecord, float] | None = None
+        """A record for which the handler asked for more time, and until when: monotonic seconds."""
         self.finished: asyncio.Future[None] | None = None
         """Set by whoever waits for the end of the running record."""
+
+    def ran(self) -> float:
+        """Seconds since what runs now has started."""
+        return self._clock() - self.started
+
+    @property
+    def offset(self) -> int | None:
+        """Of the record that runs now."""
+        return None if self.record is None else self.record.offset
+
+    def extend(self, milliseconds: int | None) -> None:
+        """What runs now gets that much time from now on; None: the handler's time-out anew."""
+        record = self.record
+        seconds = self._timeout_seconds if milliseconds is None else milliseconds / 1000
+        if record is None or seconds is None:
+            return
+        ends = self._clock() + seconds
+        if self.extended is not None and self.extended[0] is record:
+            ends = max(ends, self.extended[1])
+        self.extended = (record, ends)
+
+    def deadline(self, timeout_seconds: float) -> float:
+        """When what runs now is over its time."""
+        ends = self.started + timeout_seconds
+        if self.extended is not None and self.extended[0] is self.record:
+            ends = max(ends, self.extended[1])
+        return ends
 
     def cancel(self, reason: str) -> None:
         """Cancel what runs, for `reason`; nothing when nothing runs."""
@@ -41,3 +99,32 @@ class Worker:
         if self.finished is None:
             self.finished = asyncio.get_running_loop().create_future()
         return self.finished
+
+
+def classify(me: Worker, task: asyncio.Task[None], raised: BaseException) -> tuple[Verdict, BaseException]:
+    """What an exception out of a handler means. Raises Interrupted when it settles nothing."""
+    if isinstance(raised, Skip):
+        return Verdict.SKIPPED, raised
+    if me.cancel_reason in _TIMEOUTS and isinstance(raised, Exception | asyncio.CancelledError):
+        return Verdict.FAILED, _timed_out(me, me.cancel_reason, raised)
+    if isinstance(raised, DecodeError):
+        return Verdict.UNDECODABLE, raised
+    if isinstance(raised, Exception):
+        return Verdict.FAILED, raised
+    if isinstance(raised, asyncio.CancelledError):
+        if me.cancel_reason is not None:
+            raise Interrupted(worker_ends=False)
+        if task.cancelling():
+            raise Interrupted(worker_ends=True)
+        return Verdict.FAILED, raised
+    if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+        raise raised
+    what = "called exit" if isinstance(raised, SystemExit) else "raised what is no Exception"
+    return Verdict.FAILED, HandlerFailedError(f"the handler {what}: {raised!r}")
+
+
+def _timed_out(me: Worker, reason: str, raised: BaseException) -> HandlerTimeoutError:
+    kind = RecordBlockedError if reason == "blocked_for_good" else HandlerTimeoutError
+    error = kind(f"{_TIMEOUTS[reason]} {me.ran():.3g} s after its start")
+    error.__cause__ = None if isinstance(raised, asyncio.CancelledError) else raised
+    return error

@@ -19,16 +19,16 @@ import contextvars
 import decimal
 from collections.abc import Iterator
 
-from asyncpar.core.failures import Action, decide
+from asyncpar.context import CALL
 from asyncpar.core.virtual_partitions import ReadyQueue, VirtualPartition
-from asyncpar.errors import DecodeError, HandlerFailedError, Skip
 from asyncpar.records import RawRecord, TopicPartition, Verdict
-from asyncpar.runtime.failure_log import FailureLog, brief
+from asyncpar.runtime.admission import Gate
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.resume import resume
 from asyncpar.runtime.tally import Tally
-from asyncpar.runtime.worker import Interrupted, Worker
+from asyncpar.runtime.verdicts import Verdicts
+from asyncpar.runtime.worker import Interrupted, Worker, classify
 
 _YIELD_SECONDS = 0.005
 _SAMPLE_MASK = 31
@@ -45,12 +45,14 @@ class HandlerPool:
         self.workers: dict[Worker, None] = {}  # a set that keeps its order: what is done to all is repeatable
         self.retired = 0
         self.retries = 0
+        self.timeouts = 0
         self._idle: list[Worker] = []
         self._to_spawn = 0
         self._spawn = asyncio.Event()
         self._closing = False
         self._pristine = contextvars.copy_context()
-        self._failures = FailureLog(state.log, handler.name)
+        self.verdicts = Verdicts(self)
+        self.gate = None if handler.admissions is None else Gate(self, handler.admissions)
 
     # -- seen from outside -------------------------------------------------------------------
 
@@ -97,6 +99,8 @@ class HandlerPool:
     def close(self) -> None:
         """No new work is coming: idle workers end, busy ones after their record."""
         self._closing = True
+        if self.gate is not None:
+            self.gate.close()
         self._spawn.set()
         for worker in self._idle:
             if worker.wake is not None and not worker.wake.done():
@@ -115,7 +119,7 @@ class HandlerPool:
                 self._spawn.clear()
                 wanted, self._to_spawn = self._to_spawn, 0
                 for _ in range(wanted):
-                    worker = Worker()
+                    worker = Worker(self.state.clock.monotonic, self.handler.timeout_seconds)
                     self.workers[worker] = None
                     worker.task = group.create_task(
                         self._life(worker),
@@ -145,9 +149,10 @@ class HandlerPool:
 
     async def _work(self, me: Worker) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, inlined on purpose
         decimal.getcontext()  # sets a context variable: before the first comparison, not after
+        CALL.set(me)
         home = contextvars.copy_context()
         state, ready, tallies = self.state, self.queue.ready, self.tallies
-        invoke, judged = self.handler.invoke, self.handler.judged
+        invoke, judged, gate = self.handler.invoke, self.handler.judged, self.gate
         clock = state.clock.monotonic
         task = asyncio.current_task()
         assert task is not None
@@ -165,6 +170,12 @@ class HandlerPool:
                 await self._sleep_until_woken(me)
                 now = yielded = clock()
                 continue
+            if gate is not None and not gate.may_start(now):
+                if self._closing:
+                    return
+                await self._sleep_until_woken(me)
+                now = yielded = clock()
+                continue
             vp = ready.popleft()
             record = vp.head
             assert record is not None
@@ -172,6 +183,8 @@ class HandlerPool:
             offset = record.offset
             if offset >= queues.start_below:
                 queues.hold(vp)
+                continue
+            if gate is not None and not gate.admit(me, vp, now):
                 continue
             me.vp, me.record, me.started = vp, record, now
             attempt = queues.attempts.get(offset, 0) + 1 if queues.attempts else 1
@@ -189,10 +202,12 @@ class HandlerPool:
                     yielded = clock()
                 if judged:
                     verdict, error = result.verdict, result.error
-            except BaseException as raised:  # noqa: BLE001 - sorted by _classify
+            except BaseException as raised:  # noqa: BLE001 - sorted by classify
                 try:
-                    verdict, error = self._classify(me, task, raised)
+                    verdict, error = classify(me, task, raised)
                 except Interrupted as interrupted:
+                    if gate is not None:
+                        gate.interrupted(me)
                     self._unsettled(me, vp, offset)
                     if interrupted.worker_ends:
                         raise asyncio.CancelledError from None
@@ -206,8 +221,9 @@ class HandlerPool:
             me.vp = me.record = None
             tally = tallies.get(queues.topic) or self.tally(queues.topic)
             tally.processing.add(now - started)
+            is_free = gate is not None and self.verdicts.judge(me, vp, offset, verdict, error)
             if verdict is not Verdict.SUCCESS:
-                self._settle(vp, record, attempt, verdict, error, tally)
+                self.verdicts.settle(vp, record, attempt, verdict, error, tally, is_free=is_free)
             elif queues.unfinished.pop(offset, None) is None:
                 tally.succeeded += 1
                 state.late_completion(vp, offset, ok=True)
@@ -215,7 +231,7 @@ class HandlerPool:
                 tally.succeeded += 1
                 rest = vp.rest
                 if queues.route is None or queues.attempts:
-                    self._finish(vp)
+                    self.finish(vp)
                 elif rest:
                     vp.head = rest.popleft()
                     ready.append(vp)
@@ -242,27 +258,6 @@ class HandlerPool:
             return contextvars.copy_context() != home
         except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
             return True
-
-    def _classify(
-        self, me: Worker, task: asyncio.Task[None], raised: BaseException
-    ) -> tuple[Verdict, BaseException]:
-        """What an exception out of a handler means. Raises Interrupted when it settles nothing."""
-        if isinstance(raised, Skip):
-            return Verdict.SKIPPED, raised
-        if isinstance(raised, DecodeError):
-            return Verdict.UNDECODABLE, raised
-        if isinstance(raised, Exception):
-            return Verdict.FAILED, raised
-        if isinstance(raised, asyncio.CancelledError):
-            if me.cancel_reason is not None:
-                raise Interrupted(worker_ends=False)
-            if task.cancelling():
-                raise Interrupted(worker_ends=True)
-            return Verdict.FAILED, raised
-        if isinstance(raised, KeyboardInterrupt | GeneratorExit):
-            raise raised
-        what = "called exit" if isinstance(raised, SystemExit) else "raised what is no Exception"
-        return Verdict.FAILED, HandlerFailedError(f"the handler {what}: {raised!r}")
 
     def _unsettled(self, me: Worker, vp: VirtualPartition, offset: int) -> None:
         """The attempt was interrupted: the record is neither done nor failed."""
@@ -298,43 +293,7 @@ class HandlerPool:
 
     # -- the slow path -----------------------------------------------------------------------
 
-    def _settle(
-        self,
-        vp: VirtualPartition,
-        record: RawRecord,
-        attempt: int,
-        verdict: Verdict,
-        error: BaseException | None,
-        tally: Tally,
-    ) -> None:
-        """An attempt ended otherwise than in success."""
-        queues, state, offset = vp.queues, self.state, record.offset
-        if verdict is Verdict.SKIPPED:
-            tally.skipped += 1
-        elif verdict is Verdict.UNDECODABLE:
-            tally.undecodable += 1
-        else:
-            tally.failed += 1
-            self._failures.note(queues.partition, offset, attempt, error, state.clock.monotonic())
-        decision = decide(self.handler.rules, verdict, attempt, state.clock.uniform())
-        if offset not in queues.unfinished:
-            state.late_completion(vp, offset, ok=decision.action is Action.DONE)
-            return
-        if decision.action is Action.DONE:
-            queues.unfinished.pop(offset)
-            self._finish(vp)
-            return
-        queues.attempts[offset] = attempt
-        if decision.action is Action.AGAIN:
-            self.retries += 1
-            state.parking.park(vp, state.clock.monotonic() + decision.delay_seconds)
-            state.on_parked()
-            return
-        partition = state.partitions[queues.partition]
-        what = "could not be decoded" if verdict is Verdict.UNDECODABLE else f"failed {attempt} times"
-        state.halt(partition, f"offset {offset}: {what} in handler {self.handler.name}: {brief(error)}")
-
-    def _finish(self, vp: VirtualPartition) -> None:
+    def finish(self, vp: VirtualPartition) -> None:
         """The head is done; where handlers share a topic, the next one may be another's."""
         route = vp.queues.finish(vp)
         if route is not None and route is not self.queue:

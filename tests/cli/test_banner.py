@@ -5,9 +5,10 @@ import pytest
 from asyncpar import topic
 from asyncpar.app import App
 from asyncpar.cli.banner import banner, banner_fields, chosen_settings, guarantees, handler_table
-from asyncpar.groups import DeclaredGroup
+from asyncpar.groups import DeclaredGroup, declare_groups
+from asyncpar.policies import Retry
 from asyncpar.settings_sources import Loaded, load
-from asyncpar.topics import Retry
+from asyncpar.topics import specs_of
 
 
 @topic("orders", name="bill", concurrency=256, retry=Retry(attempts=5))
@@ -47,8 +48,8 @@ def test_the_table_has_effective_values():
     """Own values beat settings, settings beat defaults, and each handler shows its group."""
     groups, _ = _declared(concurrency=7, retry_attempts=3)
     rows = {line.split("  ")[0]: line for line in handler_table(groups)}
-    assert rows["bill"].split() == ["bill", "orders", "billing", "key", "async", "256", "5", "error"]
-    audit_row = ["audit", "pattern", "audit-.*", "auditors", "unordered", "thread", "7", "3", "given"]
+    assert rows["bill"].split() == ["bill", "orders", "billing", "key", "async", "256", "5", "halt", "error"]
+    audit_row = ["audit", "pattern", "audit-.*", "auditors", "unordered", "thread", "7", "3", "halt", "given"]
     assert rows["audit"].split() == audit_row
     assert rows["moves"].split()[-1] == "skip"
     assert rows["custom"].split()[3] == "function"
@@ -115,3 +116,22 @@ def test_the_fields_say_the_same():
     assert handlers[0]["handler"] == "bill"
     assert handlers[0]["attempts"] == "5"
     assert fields["differing_settings"] == ["group = billing (App(...))"]
+
+
+def test_the_table_says_where_a_failed_record_goes() -> None:
+    """Through its retry topics to the dead letters; a suffix is shown as one."""
+
+    async def dead(value: bytes) -> None: ...
+
+    declared = topic(
+        "orders", name="dead", retry_topics=["orders.retry.5s"], dead_letter=".dlq", group="billing"
+    )(dead)
+    loaded = load(app_values={})
+    groups = declare_groups(specs_of(declared), loaded)
+    rows = {line.split("  ")[0]: line for line in handler_table(groups)}
+    assert "1         orders.retry.5s > *.dlq" in rows["dead"]
+    text = "\n".join(guarantees(groups, loaded.settings))
+    assert (
+        "Failed records of dead travel through retry topics: later ones of their key overtake them." in text
+    )
+    assert "(tombstones) of dead: an error that makes a dead letter;" in text

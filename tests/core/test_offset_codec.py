@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncpar.core import offset_codec
-from asyncpar.core.offset_codec import MAX_CHARS, MAX_SPAN, Ignored, decode, encode
+from asyncpar.core.offset_codec import MAX_CHARS, MAX_SPAN, Encoded, Ignored, decode, decode_attempts, encode
 from asyncpar.core.offsets import Run
 from asyncpar.records import TopicPartition
 from tests.core.models import TP, bounded
@@ -297,15 +297,15 @@ def test_any_sealed_body_is_read_or_refused(body: bytes) -> None:
 
 
 def test_unknown_sections_are_skipped() -> None:
-    """A later version may add sections, attempt counts for one; this one reads past them."""
+    """A later version may add sections; this one reads past them."""
     ours = _section(1, b"\x02\x03")
     for body in (
-        _section(3, b"\x01\x02\x03") + ours,
+        _section(7, b"\x01\x02\x03") + ours,
         ours + _section(300, b"later"),
-        _section(3, b"") + ours + _section(9, b"x" * 200),
+        _section(8, b"") + ours + _section(9, b"x" * 200),
     ):
         assert decode(TP, 0, _sealed(body)) == [(2, 5)]
-    assert decode(TP, 0, _sealed(_section(3, b"abc"))) == []
+    assert decode(TP, 0, _sealed(_section(7, b"abc"))) == []
     assert decode(TP, 0, _sealed(b"")) == []
 
 
@@ -323,3 +323,53 @@ def test_a_deflate_bomb_is_refused_within_bounds(section: int) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2_000_000
+
+
+# -- attempts --------------------------------------------------------------------------------
+
+
+def test_attempts_come_back_beside_the_runs() -> None:
+    """Of the lowest records; a text without runs has them too, and none has neither."""
+    attempts = {7: 3, 9: 200, 5_000: 1}
+    for runs in ([], [(8, 9), (20, 4_000)]):
+        text = encode(TP, 7, runs, attempts=attempts).text
+        assert decode(TP, 7, text) == runs
+        assert decode_attempts(TP, 7, text) == attempts
+    assert decode_attempts(TP, 7, encode(TP, 7, [(8, 9)]).text) == {}
+    assert decode_attempts(TP, 7, "") == {}
+
+
+def test_attempts_never_take_the_place_of_runs() -> None:
+    """What does not fit is left out, the highest first; a text that is cut short has none."""
+    attempts = dict.fromkeys(range(100, 200), 5)
+    assert decode_attempts(TP, 0, encode(TP, 0, [], attempts=attempts).text) == dict.fromkeys(
+        range(100, 132), 5
+    )
+    runs = [(at, at + 1) for at in range(1, 40, 2)]
+    plain = encode(TP, 0, runs)
+    room = len(plain.text) + 20
+    with_some = encode(TP, 0, runs, room, attempts)
+    assert len(with_some.text) <= room
+    assert decode(TP, 0, with_some.text) == runs
+    kept = decode_attempts(TP, 0, with_some.text)
+    assert 0 < len(kept) < 10
+    assert list(kept) == list(range(100, 100 + len(kept)))
+    assert encode(TP, 0, runs, len(plain.text), attempts) == plain
+    assert encode(TP, 0, [], 1, attempts) == Encoded("", False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _section(3, b"\x01\x00"),
+        _section(3, b"\x01"),
+        _section(3, b"\x01\x02\x00\x02"),
+        _section(3, b"\x01\x02") + _section(3, b"\x01\x02"),
+        _section(3, b"\xff\xff\xff\xff\xff\xff\x7f\x01"),
+    ],
+)
+def test_attempts_that_make_no_sense_are_damage(body: bytes) -> None:
+    """No count of zero, no record twice, nothing cut off or far away: then nothing of it is believed."""
+    text = _sealed(body)
+    assert decode(TP, 0, text) is Ignored.DAMAGED
+    assert decode_attempts(TP, 0, text) == {}

@@ -246,3 +246,23 @@ def test_a_parking_lot_forgets_one_partition_and_keeps_the_rest() -> None:
     lot.discard(queues_of(leaving))
     assert {vp.queues for vp in lot.parked()} == {staying.queues}
     assert lot.next_due() == 5.0
+
+
+def test_one_that_waits_is_taken_out_by_its_offset() -> None:
+    """It waits no longer; another partition's record at that offset, and those parked beside it, stay."""
+    handler, lot = ReadyQueue("bill"), ParkingLot()
+    mine, other = opened(route=handler), opened(route=handler)
+    for partition in (mine, other):
+        deliver(partition, records(0, 1))
+    for due, vp in enumerate(take_all(handler)):
+        lot.park(vp, float(due))
+    taken = lot.take(queues_of(mine), 1)
+    assert taken is not None
+    assert (taken.queues, offset_of(taken)) == (queues_of(mine), 1)
+    assert lot.take(queues_of(mine), 1) is None
+    assert [offset_of(vp) for vp in sorted(lot.parked(), key=lambda vp: vp.queues is mine.queues)] == [
+        0,
+        1,
+        0,
+    ]
+    assert lot.next_due() == 0.0

@@ -13,9 +13,17 @@ from typing import Any, Self
 
 from asyncpar.core.backpressure import Limits
 from asyncpar.core.failures import FailureRules
-from asyncpar.errors import BrokerError
+from asyncpar.errors import BrokerError, PublishError
 from asyncpar.ports import AssignmentListener, Subscription
-from asyncpar.records import Chunk, CommitAnswer, Committed, GroupToken, RawRecord, TopicPartition
+from asyncpar.records import (
+    Chunk,
+    CommitAnswer,
+    Committed,
+    GroupToken,
+    OutgoingRecord,
+    RawRecord,
+    TopicPartition,
+)
 from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.runtime import GroupRuntime
@@ -182,6 +190,45 @@ class FakeConsumer:
         self.stopped = True
 
 
+@dataclass
+class FakeProducer:
+    """Takes what is sent, unless the test says otherwise."""
+
+    topics: dict[str, int] = field(default_factory=lambda: {"t.dlq": 1})
+    sent: list[OutgoingRecord] = field(default_factory=list)
+    refusals: list[PublishError] = field(default_factory=list)
+    """One for each of the next tries."""
+    down: PublishError | None = None
+    hold: asyncio.Event | None = None
+    """No try is answered before it is set."""
+    is_started: bool = False
+    is_stopped: bool = False
+
+    async def start(self) -> None:
+        """See the port."""
+        self.is_started = True
+
+    async def send(self, record: OutgoingRecord, timeout_s: float) -> tuple[TopicPartition, int]:
+        """See the port."""
+        if self.hold is not None:
+            await self.hold.wait()
+        await asyncio.sleep(0)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        if self.down is not None:
+            raise self.down
+        self.sent.append(record)
+        return TopicPartition(record.topic, 0), len(self.sent) - 1
+
+    async def partition_count(self, topic: str, timeout_s: float) -> int | None:
+        """See the port."""
+        return self.topics.get(topic)
+
+    async def stop(self, timeout_s: float) -> None:
+        """See the port."""
+        self.is_stopped = True
+
+
 def log(topic: str, *keys: str, partition: int = 0, start: int = 0) -> dict[TopicPartition, list[FakeRecord]]:
     """One partition whose records have `keys`, in order; the value is the key and the offset."""
     records = [
@@ -197,7 +244,13 @@ def handler(
     **values: Any,
 ) -> Handler:
     """A handler that gets the raw record."""
-    rules = FailureRules(attempts, 1, 5, skip_undecodable=values.pop("skip_undecodable", False))
+    rules = FailureRules(
+        attempts,
+        1,
+        5,
+        skip_undecodable=values.pop("skip_undecodable", False),
+        dead_letter=values.get("dead_letter") is not None,
+    )
     settings: dict[str, Any] = {
         "name": "handle",
         "topics": topics or ("t",),
@@ -236,12 +289,22 @@ class Running:
     """A group runtime in a task of its own, over a fake consumer."""
 
     def __init__(
-        self, consumer: FakeConsumer, *handlers: Handler, more: Sequence[FakeConsumer] = (), **values: Any
+        self,
+        consumer: FakeConsumer,
+        *handlers: Handler,
+        more: Sequence[FakeConsumer] = (),
+        producer: FakeProducer | None = None,
+        **values: Any,
     ) -> None:
         self.consumer = consumer
         spare = [consumer, *more]
         self.runtime = GroupRuntime(
-            "g", handlers, Subscription(frozenset({"t"})), config(**values), lambda group: spare.pop(0)
+            "g",
+            handlers,
+            Subscription(frozenset({"t"})),
+            config(**values),
+            lambda group: spare.pop(0),
+            producers=lambda: producer or FakeProducer(),
         )
         self.task: asyncio.Task[None] | None = None
 

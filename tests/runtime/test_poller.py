@@ -159,6 +159,7 @@ async def test_intake_that_is_held_back_is_looked_at_less_often_while_nothing_en
         await until(lambda: T0 in partitions and partitions[T0].in_flight == 2)
         assert run.runtime.session is not None
         poller = run.runtime.session.poller
+        await until(lambda: poller.backpressure.records_active)
         pauses = [poller._pause_while_held() for _ in range(6)]
         assert pauses == sorted(pauses)
         assert pauses[-1] == 0.04

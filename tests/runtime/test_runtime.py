@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import defaultdict
 
 import pytest
 
 from asyncpar.core.assignment import State
-from asyncpar.core.offset_codec import decode
+from asyncpar.core.failures import FailureRules
+from asyncpar.core.offset_codec import decode, decode_attempts
 from asyncpar.errors import (
     AuthorizationError,
     BrokerUnreachableError,
@@ -479,3 +481,28 @@ async def test_holes_and_a_first_offset_above_zero_never_block() -> None:
 def test_the_replacement_budget_is_what_the_design_says() -> None:
     """Three replacements in ten minutes."""
     assert (runtime_module._MAX_REPLACEMENTS, runtime_module._REPLACEMENT_WINDOW_SECONDS) == (3, 600.0)
+
+
+async def test_attempts_survive_a_rebalance() -> None:
+    """The next member goes on counting; a commit of its own for a failure alone there is none."""
+    consumer = FakeConsumer(log("t", "bad", "good"))
+    attempts: list[int] = []
+
+    async def handle(topic: str, partition: int, record: RawRecord, attempt: int, generation: int) -> None:
+        if record.key == b"bad":
+            attempts.append(attempt)
+            raise ValueError
+
+    patient = FailureRules(4, 40, 40, backoff="fixed")
+    one = dataclasses.replace(handler(handle), invoke=handle, rules=patient)  # type: ignore[arg-type]
+    async with Running(consumer, one) as run:
+        state = run.runtime.state
+        await until(lambda: len(attempts) == 3)
+        commits = len(consumer.commits)
+        assert commits <= 2
+        await consumer.revoke()
+        assert decode_attempts(T0, 0, consumer.stored[T0].metadata) == {0: 3}
+        consumer.assign([T0])
+        await until(lambda: T0 in state.partitions and state.partitions[T0].halt_reason is not None)
+        assert attempts == [1, 2, 3, 4]
+        await run.stop()

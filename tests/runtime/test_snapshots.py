@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from asyncpar.core.assignment import State
+from asyncpar.core.breaker import BreakerRules
+from asyncpar.core.poison import PoisonRules
+from asyncpar.core.rate_limit import RateRules
 from asyncpar.metrics import REGISTRY, Histogram, SnapshotBuilder
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from asyncpar.runtime import snapshots
+from asyncpar.runtime.handlers import Admissions
 from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
 
 T0 = TopicPartition("t", 0)
@@ -94,7 +98,8 @@ async def test_every_metric_of_the_registry_has_samples_of_a_running_group() -> 
     async def handle(record: RawRecord) -> None:
         await asyncio.sleep(0)
 
-    async with Running(consumer, handler(handle)) as run:
+    limited = Admissions(BreakerRules(), poison=PoisonRules(), rate=RateRules(per_second=500, burst=1))
+    async with Running(consumer, handler(handle, admissions=limited)) as run:
         await until(lambda: consumer.stored.get(T0) == Committed(64, ""))
         builder = SnapshotBuilder()
         snapshots.add_metrics(builder, run.runtime)

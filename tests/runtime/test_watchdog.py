@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from asyncpar import extend, headers
 from asyncpar.core.failures import FailureRules
 from asyncpar.records import CommitAnswer, Committed, RawRecord, TopicPartition
 from asyncpar.runtime import health, watchdog
-from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
+from tests.runtime.fakes import FakeConsumer, FakeProducer, Running, handler, log, until
 
 T0 = TopicPartition("t", 0)
 
@@ -116,6 +117,92 @@ async def test_a_refused_commit_that_a_rebalance_follows_costs_no_consumer(
         await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
         assert health.not_ready(run.runtime) == []
         assert run.runtime.state.counters.consumer_replacements == 0
+        await run.stop()
+
+
+async def test_on_blocked_cancel_ends_calls_that_block_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed attempt each; other calls are left alone, and `warn` cancels nothing."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "stuck", "beside"))
+    release, runs = asyncio.Event(), 0
+
+    async def handle(record: RawRecord) -> None:
+        nonlocal runs
+        if record.key == b"beside":
+            await release.wait()
+            return
+        runs += 1
+        if runs < 3:
+            await asyncio.Event().wait()
+
+    one = handler(handle, attempts=3)
+    async with Running(consumer, one, max_blocking_duration_ms=30, on_blocked="cancel") as run:
+        await until(lambda: runs == 3)
+        assert run.runtime.state.pools[0].timeouts == 2
+        release.set()
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        await run.stop()
+
+
+async def test_on_blocked_cancel_leaves_a_call_alone_that_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is alive, and says so."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "slow"))
+
+    async def handle(_: RawRecord) -> None:
+        for _ in range(20):
+            extend(200)
+            await asyncio.sleep(0.01)
+
+    limits = {"max_blocking_duration_ms": 30, "on_blocked": "cancel"}
+    async with Running(consumer, handler(handle, attempts=1), **limits) as run:
+        await until(lambda: consumer.stored.get(T0) == Committed(1, ""))
+        assert run.runtime.state.pools[0].timeouts == 0
+        await run.stop()
+
+
+@pytest.mark.parametrize("waits", ["running", "waiting for a retry"])
+async def test_on_blocked_dead_letter_gives_up_what_blocks(
+    monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
+    """Whether it runs or waits for a retry, and however many attempts are left."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer, producer = FakeConsumer(log("t", "stuck")), FakeProducer()
+
+    async def handle(_: RawRecord) -> None:
+        if waits == "running":
+            await asyncio.Event().wait()
+        raise ValueError
+
+    one = handler(handle, dead_letter=".dlq")
+    one = dataclasses.replace(
+        one, rules=FailureRules(None, 3_600_000, 3_600_000, dead_letter=True, backoff="fixed")
+    )
+    limits = {"max_blocking_duration_ms": 30, "on_blocked": "dead_letter"}
+    async with Running(consumer, one, producer=producer, **limits) as run:
+        await until(lambda: consumer.stored.get(T0) == Committed(1, ""))
+        await run.stop()
+    (letter,) = producer.sent
+    assert headers.text(letter.headers, headers.ERROR_TYPE) == "asyncpar.errors.RecordBlockedError"
+
+
+async def test_on_blocked_dead_letter_halts_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What blocks is given up in either case."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "stuck"))
+
+    async def handle(_: RawRecord) -> None:
+        await asyncio.Event().wait()
+
+    limits = {"max_blocking_duration_ms": 30, "on_blocked": "dead_letter"}
+    async with Running(consumer, handler(handle), **limits) as run:
+        state = run.runtime.state
+        await until(lambda: T0 in state.partitions and state.partitions[T0].halt_reason is not None)
+        assert "RecordBlockedError" in (state.partitions[T0].halt_reason or "")
         await run.stop()
 
 

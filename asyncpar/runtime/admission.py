@@ -1,0 +1,275 @@
+"""What may start now: the gate between a ready queue and its workers, for handlers that ask for one.
+
+Breaker, rate limits, poison keys and records that are not due yet. Always true: what the gate keeps back
+keeps its place in its key, costs no slot and no attempt, and is woken by one timer per handler (or the
+parking lot's), never by one per record. A handler without such rules has no gate and pays nothing for it.
+
+Called by workers: `may_start` before a head is taken, `admit` when one was, `ended` or `interrupted` when its
+call is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from asyncpar import headers
+from asyncpar.core.breaker import BreakerState, CircuitBreaker, Ticket, Transition
+from asyncpar.core.dead_letter_budget import DeadLetterBudget
+from asyncpar.core.failures import give_up
+from asyncpar.core.poison import PoisonKeys
+from asyncpar.core.rate_limit import KeyedBuckets, TokenBucket
+from asyncpar.core.virtual_partitions import Queues, VirtualPartition
+from asyncpar.errors import PoisonKeyError
+from asyncpar.records import TopicPartition
+from asyncpar.runtime.handlers import Admissions
+from asyncpar.runtime.tally import count
+from asyncpar.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from asyncpar.runtime.workers import HandlerPool
+
+DELAY = "delay"
+"""What holds a partition whose next record is not due."""
+_NO_TICKET = Ticket(0)
+_MAX_CHARGED = 10_000
+
+
+class Gate:
+    """One handler's."""
+
+    def __init__(self, pool: HandlerPool, rules: Admissions) -> None:
+        self._pool = pool
+        self._state = pool.state
+        self.breaker = None if rules.breaker is None else CircuitBreaker(rules.breaker)
+        self.budget = None if rules.budget is None else DeadLetterBudget(rules.budget)
+        self.poison = None if rules.poison is None else PoisonKeys(rules.poison)
+        self._rate = None if rules.rate is None else TokenBucket(rules.rate)
+        self._key_rate = None if rules.key_rate is None else KeyedBuckets(rules.key_rate)
+        self._honours_delays = rules.honours_delays
+        self._charged: deque[tuple[float, Queues, int]] = deque(maxlen=_MAX_CHARGED)
+        """Failures that cost an attempt, while the breaker is closed: given back should it open."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._holding = False
+        self._delays: dict[TopicPartition, asyncio.TimerHandle] = {}
+        self.openings = 0
+        self.poisonings = 0
+        self.held_back: dict[str, int] = {}
+        """How often something was kept from starting, by why."""
+
+    # -- before a call -----------------------------------------------------------------------
+
+    def closed_for(self, now: float) -> tuple[float, str]:
+        """Seconds for which nothing of this handler starts, and why; 0.0: something may."""
+        if self.breaker is not None and not self.breaker.may_start(now):
+            return self.breaker.until(now) - now, "breaker"
+        return (0.0, "") if self._rate is None else (self._rate.wait(now), "rate_limit")
+
+    def may_start(self, now: float) -> bool:
+        """False: nothing of this handler starts now; its workers are woken when something may."""
+        wait, why = self.closed_for(now)
+        if wait <= 0:
+            return True
+        count(self.held_back, why)
+        self._wake_in(wait)
+        return False
+
+    def admit(self, me: Worker, vp: VirtualPartition, now: float) -> bool:
+        """True: the head of `vp` starts, right after `may_start`. False: it was parked or sent away."""
+        wait, why = self._wait_of(vp, now)
+        if wait > 0:
+            count(self.held_back, why)
+            self._state.parking.park(vp, now + wait)
+            self._state.on_parked()
+            return False
+        if self.poison and (key := _key_of(vp)) is not None and self.poison.is_poisoned(key, now):
+            assert vp.head is not None
+            count(self.held_back, "poison_key")
+            error = PoisonKeyError(f"not run: its key failed {self.poison.rules.failures} times in a row")
+            decision = give_up(self._pool.handler.rules, "poison_key")
+            self._pool.verdicts.send_away(vp, vp.head, decision, error)
+            return False
+        if self._rate is not None:
+            self._rate.take(now)
+        if self._key_rate is not None and vp.key is not None:
+            self._key_rate.take((vp.queues.topic, vp.key), now)
+        me.ticket = _NO_TICKET if self.breaker is None else self.breaker.started(now)
+        return True
+
+    def _wait_of(self, vp: VirtualPartition, now: float) -> tuple[float, str]:
+        """Seconds until the head of `vp` may start, and why it waits."""
+        assert vp.head is not None
+        if self._honours_delays and vp.head.headers:
+            not_before = headers.number(vp.head.headers, headers.NOT_BEFORE)
+            if not_before is not None and (wait := not_before / 1000 - self._state.clock.wall()) > 0:
+                self._hold_delayed(vp.queues.partition, wait)
+                return wait, "delay"
+        if self._key_rate is not None and vp.key is not None:
+            return self._key_rate.wait((vp.queues.topic, vp.key), now), "key_rate_limit"
+        return 0.0, ""
+
+    # -- after a call ------------------------------------------------------------------------
+
+    def ended(self, me: Worker, vp: VirtualPartition, offset: int, *, ok: bool) -> bool:
+        """A call ended with a verdict. True: its failure is free of charge, it has the breaker's cause."""
+        now = self._state.clock.monotonic()
+        if ok:
+            self.finished(now)
+        is_free = self._judge_call(me, vp, offset, now, ok=ok)
+        if not is_free:
+            self.judge_key(vp, ok=ok)
+        return is_free
+
+    def finished(self, now: float) -> None:
+        """A record came to its end: the dead-letter budget is a share of those."""
+        if self.budget is not None:
+            self.budget.ended(now)
+
+    def _judge_call(self, me: Worker, vp: VirtualPartition, offset: int, now: float, *, ok: bool) -> bool:
+        breaker = self.breaker
+        if breaker is None:
+            return False
+        transition = breaker.ended(now, ok, me.ticket)
+        if transition is not None:
+            self._tell(transition, now)
+        if ok:
+            return False
+        is_free = breaker.spares(me.ticket)
+        if not is_free:
+            self._charged.append((now, vp.queues, offset))
+        return is_free
+
+    def interrupted(self, me: Worker) -> None:
+        """A call ended and says nothing of what it depends on."""
+        if self.breaker is not None:
+            self.breaker.interrupted(me.ticket)
+            if self.breaker.state is not BreakerState.CLOSED:
+                self._pool.wake()
+
+    def judge_key(self, vp: VirtualPartition, *, ok: bool) -> None:
+        """A call with the key of `vp` succeeded or failed; too many failures in a row poison the key."""
+        poison, now = self.poison, self._state.clock.monotonic()
+        if poison is None or (ok and not poison) or (key := _key_of(vp)) is None:
+            return
+        if ok:
+            if poison.succeeded(key):
+                self._state.log.info(
+                    "handler %s: key %r of %s is no longer poisoned", self._pool.handler.name, key[1], key[0]
+                )
+            return
+        if poison.failed(key, now):
+            self.poisonings += 1
+            self._state.log.error(
+                "handler %s: key %r of %s failed %d times in a row; its records are dead letters for %.0f s",
+                self._pool.handler.name,
+                key[1],
+                key[0],
+                poison.rules.failures,
+                poison.rules.cool_down_ms / 1000,
+            )
+        poison.forget_older(now)
+
+    def _tell(self, transition: Transition, now: float) -> None:
+        """The breaker opened or closed: one line, and fetching is held or goes on."""
+        name, log = self._pool.handler.name, self._state.log
+        if transition.after is BreakerState.OPEN:
+            self.openings += 1
+            level = logging.ERROR if transition.before is BreakerState.CLOSED else logging.WARNING
+            log.log(
+                level,
+                "handler %s: its breaker opened, %d of %d calls failed; nothing of it starts for %.1f s",
+                name,
+                transition.failures,
+                transition.calls,
+                transition.open_seconds,
+            )
+            if transition.before is BreakerState.CLOSED:
+                self._give_back(now)
+            self._hold()
+            self._wake_in(transition.open_seconds)
+            return
+        log.info("handler %s: its breaker closed after %d good calls", name, transition.calls)
+        self._let_go()
+        self._pool.wake()
+
+    def _give_back(self, now: float) -> None:
+        """The failures that led to the opening cost no attempt, and say nothing of their keys."""
+        assert self.breaker is not None
+        if self.poison is not None:
+            self.poison = PoisonKeys(self.poison.rules)
+        since = now - self.breaker.rules.window_ms / 1000
+        while self._charged:
+            at, queues, offset = self._charged.popleft()
+            if at >= since and queues.attempts.get(offset):
+                queues.attempts[offset] -= 1
+
+    # -- holding -----------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        self._holding = True
+        for tp in self._state.partitions:
+            self.hold_new(tp)
+
+    def hold_new(self, tp: TopicPartition) -> None:
+        """`tp` was opened: it is held as long as the others of this handler are."""
+        if self._holding and self._state.pools_for(tp.topic) == [self._pool]:
+            why = f"the breaker of handler {self._pool.handler.name} is open"
+            self._state.hold(tp, self._who, why, is_told=True)
+
+    def _let_go(self) -> None:
+        """Fetching goes on, also for probes: without records there would never be one."""
+        self._holding = False
+        for tp in list(self._state.holds):
+            self._state.let_go(tp, self._who, is_told=True)
+
+    @property
+    def _who(self) -> str:
+        return f"breaker of {self._pool.handler.name}"
+
+    def _hold_delayed(self, tp: TopicPartition, wait: float) -> None:
+        """What is behind a record that is not due is not due either: do not fill the memory with it."""
+        if DELAY in self._state.holds.get(tp, {}):
+            return
+        self._state.hold(tp, DELAY, f"its next record is due in {wait:.1f} s", is_told=True)
+        timer = asyncio.get_running_loop().call_later(wait, self._due, tp)
+        self._delays[tp] = timer
+
+    def _due(self, tp: TopicPartition) -> None:
+        self._delays.pop(tp, None)
+        self._state.let_go(tp, DELAY, is_told=True)
+
+    def _wake_in(self, seconds: float) -> None:
+        """The workers look again then, or earlier: one timer, for the first of all that was asked for."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(seconds, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        if self._holding:
+            assert self.breaker is not None
+            now = self._state.clock.monotonic()
+            if not self.breaker.may_start(now):
+                self._wake_in(self.breaker.until(now) - now)
+                return
+            self._let_go()
+        self._pool.wake()
+
+    def close(self) -> None:
+        """Wake nobody any more."""
+        for timer in self._delays.values():
+            timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _key_of(vp: VirtualPartition) -> tuple[str, bytes] | None:
+    """What poison is remembered by: topic and key of a record that has one."""
+    key = None if vp.head is None else vp.head.key
+    return None if key is None else (vp.queues.topic, key)

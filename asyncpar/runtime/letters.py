@@ -1,0 +1,133 @@
+"""What a record looks like that leaves for a retry topic or the dead letters: as it was, with more headers.
+
+Never here: whether a record becomes one (`core/failures.py`), or how it travels (`outbox.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from asyncpar import headers
+from asyncpar.core.failures import Action, Decision
+from asyncpar.core.virtual_partitions import VirtualPartition
+from asyncpar.records import OutgoingRecord, RawRecord, TopicPartition
+from asyncpar.runtime.group_state import GroupState
+from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.outbox import Departure
+
+MAX_MESSAGE_CHARS = 1_000
+
+
+class Source(NamedTuple):
+    """A record, and where it was read first: before any retry topic."""
+
+    tp: TopicPartition
+    offset: int
+    record: RawRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why and when a record was given up. Times are milliseconds since the epoch."""
+
+    group: str
+    handler: str
+    attempts: int
+    reason: str
+    error: BaseException | None
+    first_failed_ms: int
+    failed_ms: int
+
+
+def departure(
+    state: GroupState,
+    handler: Handler,
+    vp: VirtualPartition,
+    record: RawRecord,
+    decision: Decision,
+    error: BaseException | None,
+) -> Departure:
+    """The head of `vp` on its way to the next retry topic, or to the dead letters."""
+    queues, now = vp.queues, state.clock.monotonic()
+    wall_ms = round(state.clock.wall() * 1000)
+    first = queues.first_failed.get(record.offset, now)
+    travelled = queues.topic in dict(handler.retry_topics)
+    before = headers.number(record.headers, headers.ATTEMPTS) if travelled else None
+    first_ms = headers.number(record.headers, headers.FIRST_FAILED) if travelled else None
+    failure = Failure(
+        group=state.group,
+        handler=handler.name,
+        attempts=(before or 0) + queues.attempts.get(record.offset, 0),
+        reason=decision.reason,
+        error=error,
+        first_failed_ms=first_ms or wall_ms - round((now - first) * 1000),
+        failed_ms=wall_ms,
+    )
+    origin = headers.origin(record.headers) if travelled else None
+    tp, offset = origin or (queues.partition, record.offset)
+    source = Source(tp, offset, record)
+    stop = handler.next_retry(queues.topic) if decision.action is Action.RETRY_TOPIC else None
+    if stop is not None:
+        outgoing = retry_record(stop[0], source, failure, not_before_ms=wall_ms + round(stop[1] * 1000))
+        return Departure(vp, record, outgoing, "retry", handler.name)
+    assert handler.dead_letter is not None
+    topic = dead_letter_topic(handler.dead_letter, tp.topic)
+    outgoing = dead_letter(topic, source, failure, metadata_only=handler.metadata_only)
+    return Departure(vp, record, outgoing, "dead_letter", handler.name)
+
+
+def dead_letter_topic(declared: str, source: str) -> str:
+    """The topic that `declared` means for records of `source`: a name, or a suffix that begins with a dot."""
+    return source + declared if declared.startswith(".") else declared
+
+
+def dead_letter(topic: str, source: Source, failure: Failure, *, metadata_only: bool) -> OutgoingRecord:
+    """A record for the dead-letter `topic`: same key, its own headers, then ours."""
+    values = [*_history(source, failure), (headers.REASON, failure.reason)]
+    values += [(headers.PAYLOAD, "metadata_only" if metadata_only else None), (headers.NOT_BEFORE, None)]
+    record = source.record
+    return OutgoingRecord(
+        topic=topic,
+        key=record.key,
+        value=None if metadata_only else record.value,
+        headers=headers.with_values(record.headers, values),
+    )
+
+
+def retry_record(topic: str, source: Source, failure: Failure, *, not_before_ms: int) -> OutgoingRecord:
+    """A record for a retry `topic`: the same, with the time before which it is not to run."""
+    values = [*_history(source, failure), (headers.NOT_BEFORE, not_before_ms)]
+    record = source.record
+    return OutgoingRecord(topic, record.key, record.value, headers.with_values(record.headers, values))
+
+
+def _history(source: Source, failure: Failure) -> list[tuple[str, str | int | None]]:
+    """Where a record comes from, and how it failed."""
+    error = failure.error
+    return [
+        (headers.TOPIC, source.tp.topic),
+        (headers.PARTITION, source.tp.partition),
+        (headers.OFFSET, source.offset),
+        (headers.TIMESTAMP, source.record.timestamp),
+        (headers.GROUP, failure.group),
+        (headers.HANDLER, failure.handler),
+        (headers.ATTEMPTS, failure.attempts),
+        (headers.FIRST_FAILED, failure.first_failed_ms),
+        (headers.FAILED, failure.failed_ms),
+        (headers.ERROR_TYPE, None if error is None else _name(type(error))),
+        (headers.ERROR_MESSAGE, None if error is None else _message(error)),
+    ]
+
+
+def _name(kind: type[BaseException]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a user's exception may refuse to be shown
+        return "(its message cannot be shown)"
+    # Lone surrogates cannot be written as UTF-8.
+    return text[:MAX_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode()
