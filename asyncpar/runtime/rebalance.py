@@ -9,7 +9,7 @@ committed for a lost partition.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -280,7 +280,7 @@ class Rebalancer:
                 state.group,
                 ", ".join(str(partition.tp) for partition in mine),
             )
-        for worker in self._running(mine):
+        for worker in self._running_of(partitions):
             if not self._is_kept(worker):
                 worker.cancel("lost")
         for partition in mine:
@@ -305,11 +305,13 @@ class Rebalancer:
             if partition.state is not State.DRAINING:
                 partition.apply(Event.REVOKE)
         running = partial(self._running, partitions, with_adoptable=True)
-        if await self._wait(running(), deadline - state.clock.monotonic(), hurry):
-            return await self._departed(partitions, deadline, hurry)
-        for worker in running():  # anew: one that has ended may run a record of another
+        ended = await self._wait(running(), deadline - state.clock.monotonic(), hurry)
+        # Anew: one that has ended may run a record of another. And what runs of older lives of them as well.
+        for worker in self._running_of({partition.tp for partition in partitions}):
             if not self._is_kept(worker):
                 worker.cancel("drain")
+        if ended:
+            return await self._departed(partitions, deadline, hurry)
         await self._wait(running(), _CANCEL_SECONDS)
         return False
 
@@ -336,6 +338,15 @@ class Rebalancer:
             for pool in self._state.pools
             for worker in pool.busy()
             if worker.vp is not None and (id(worker.vp.queues) in queues or id(worker.vp) in adoptable)
+        ]
+
+    def _running_of(self, partitions: Collection[TopicPartition]) -> list[Worker]:
+        """What runs of `partitions`, in whichever of their lives it began."""
+        return [
+            worker
+            for pool in self._state.pools
+            for worker in pool.busy()
+            if worker.vp is not None and worker.vp.queues.partition in partitions
         ]
 
     def _is_kept(self, worker: Worker) -> bool:

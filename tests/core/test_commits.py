@@ -17,7 +17,7 @@ from asyncpar.core.commits import (
     is_stored,
     settle,
 )
-from asyncpar.core.offset_codec import MAX_CHARS
+from asyncpar.core.offset_codec import MAX_CHARS, decode, decode_attempts
 from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET, ReadyQueue
 from asyncpar.records import CommitAnswer, Committed, TopicPartition
 from tests.core.models import (
@@ -299,3 +299,36 @@ def test_offsets_without_queues_are_committed_too() -> None:
     made = draft(partition, MetadataBudget())
     assert made is not None
     assert made.committed == Committed(3, "")
+
+
+# -- attempts --------------------------------------------------------------------------------
+
+
+def test_failures_alone_are_committed_at_the_end_of_an_assignment_only() -> None:
+    """They go along with whatever is committed, and with the last commit; stale ones are dropped."""
+    handler, budget = ReadyQueue("bill"), MetadataBudget()
+    partition = opened(route=handler)
+    deliver(partition, records(0, 1, 2))
+    queues, running = queues_of(partition), take_all(handler)
+    settle_success(running[1])
+    queues.attempts.update({0: 3, 2: 0})
+    first = draft(partition, budget)
+    assert first is not None
+    assert decode_attempts(TP, 0, first.committed.metadata) == {0: 3}
+    assert decode(TP, 0, first.plain.metadata) == [(1, 2)]
+    settle(first, CommitAnswer.ACKNOWLEDGED, budget)
+    queues.attempts[0] = 4
+    assert draft(partition, budget) is None
+    assert is_stored(partition, budget)
+    queues.unfinished.pop(0)
+    moved = draft(partition, budget)
+    assert moved is not None
+    assert moved.committed == moved.plain
+    assert 0 not in queues.attempts
+    settle(moved, CommitAnswer.ACKNOWLEDGED, budget)
+    queues.attempts[2] = 5
+    assert draft(partition, budget) is None
+    partition.apply(Event.REVOKE)
+    last = draft(partition, budget)
+    assert last is not None
+    assert decode_attempts(TP, 2, last.committed.metadata) == {2: 5}

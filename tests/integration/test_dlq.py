@@ -53,10 +53,10 @@ class Dlq:
     def command(self, command: str, *arguments: str) -> tuple[str, ...]:
         return ("dlq", command, self.topic, *arguments, "--bootstrap-servers", self.bootstrap)
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
-        """`asyncpar dlq replay TOPIC ARGUMENTS`, not waited for."""
+    def begin(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+        """`asyncpar dlq COMMAND TOPIC ARGUMENTS`, not waited for."""
         return subprocess.Popen(
-            [sys.executable, "-m", "asyncpar", *self.command("replay", *arguments)],
+            [sys.executable, "-m", "asyncpar", *self.command(command, *arguments)],
             cwd=self.folder,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -123,6 +123,21 @@ async def test_list_sees_committed_records_only_and_ends(dlq: Dlq) -> None:
     assert [json.loads(line)["origin"]["offset"] for line in ended.out.splitlines()] == [1]
 
 
+async def test_a_reader_that_has_seen_enough_is_no_error(dlq: Dlq) -> None:
+    """`| head` closes the pipe: nothing on stderr, and the exit code is 0."""
+    await dlq.put(*(dlq.letter(number, value=b"", headers=()) for number in range(2000)))
+    process = dlq.begin("list", "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert json.loads(process.stdout.readline())["offset"] == 0
+        process.stdout.close()
+        assert process.wait(BOUND_SECONDS) == 0
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+
+
 async def test_show_gives_all_of_a_letter(dlq: Dlq) -> None:
     """Headers, key and value, the value laid out when it is JSON; an offset that is not there is an error."""
     await dlq.put(dlq.letter(0), dlq.letter(7, value=b'{"customer":"acme"}'))
@@ -183,7 +198,7 @@ async def test_a_replay_that_is_killed_and_repeated_loses_none_and_doubles_one_a
     count, kills = 900, 5
     await dlq.put(*(dlq.letter(number) for number in range(count)))
     for kill in range(1, kills + 1):
-        process = dlq.begin()
+        process = dlq.begin("replay")
         try:
             await dlq.wait_for(kill * count // (kills + 2))
         finally:
@@ -200,7 +215,7 @@ async def test_a_replay_that_is_killed_and_repeated_loses_none_and_doubles_one_a
 async def test_an_interrupted_replay_ends_cleanly_and_doubles_none(dlq: Dlq) -> None:
     """SIGINT ends it after the letter under way with 130; the repeated replay writes the rest and no more."""
     await dlq.put(*(dlq.letter(number) for number in range(60)))
-    process = dlq.begin("--rate", "40")
+    process = dlq.begin("replay", "--rate", "40")
     try:
         await dlq.wait_for(10)
         process.send_signal(signal.SIGINT)

@@ -123,7 +123,7 @@ QUEUES = (
         "core.virtual_partitions",
         old="            self.locked_offsets[offset] = vp\n        else:\n            self.by_key[key] = vp",
         new="            self.locked_offsets[offset] = vp",
-        checks=("SERIAL",),
+        checks=("SERIAL", "PROBLEM"),
     ),
     Bug(
         "behind-a-straggler-for-ever",

@@ -169,7 +169,7 @@ FETCHING = (
         "runtime.poller",
         old="if partition is None or partition.generation != asked_in:",
         new="if partition is None:",
-        checks=("LOST",),
+        checks=("LOST", "COMMIT"),
     ),
     Bug(
         "markers-not-passed",
@@ -204,7 +204,7 @@ REBALANCES = (
         "runtime.rebalance",
         old="        await self.drain(mine, deadline)\n",
         new="",
-        checks=("SERIAL",),
+        checks=("SERIAL", "PROBLEM"),
     ),
     Bug(
         "revoke-waits-too-long",
@@ -282,7 +282,7 @@ COMMITTING = (
         "runtime.rebalance",
         old="        state.token = token\n",
         new="        state.token = self._token = getattr(self, '_token', token)\n",
-        checks=("STUCK", "DUPLICATES"),
+        checks=("STUCK", "DUPLICATES", "PROBLEM"),
     ),
     Bug(
         "stop-does-not-drain",

@@ -406,3 +406,34 @@ async def test_a_partition_whose_leader_is_silent_holds_up_no_other_one() -> Non
         silent = False
         await until(lambda: consumer.stored[other] == Committed(2, ""))
         await run.stop()
+
+
+@pytest.mark.parametrize("how", ["lost", "revoked"])
+async def test_what_runs_of_an_older_life_is_cancelled_with_its_partition(how: str) -> None:
+    """A call from before a halt that was retried: it is not left to hang when the partition goes."""
+    consumer = FakeConsumer(log("t", "hangs", "bad", "good"))
+    cancelled = asyncio.Event()
+    is_mended = False
+
+    async def handle(record: RawRecord) -> None:
+        if record.key == b"hangs" and not is_mended:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+        if record.key == b"bad" and not is_mended:
+            raise ValueError
+
+    async with Running(consumer, handler(handle, attempts=1, concurrency=3)) as run:
+        state = run.runtime.state
+        await until(lambda: T0 in state.partitions and state.partitions[T0].halt_reason is not None)
+        is_mended = True
+        consumer.stored[T0] = Committed(0, "")
+        run.runtime.retry_halted(T0)
+        state.stragglers.clear()  # as after a truncated log: its success would not count
+        if how == "lost":
+            consumer.lose()
+        else:
+            await consumer.revoke()
+        await asyncio.wait_for(cancelled.wait(), 5)
+        run.runtime.stop(now=True)
