@@ -20,11 +20,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import asyncpar
-from asyncpar.assembly import client_version, kafka_consumers, kafka_producers, runtime_config
+from asyncpar.assembly import Rigging, client_version, kafka_consumers, kafka_producers, runtime_config
 from asyncpar.discovery import including, specs_in
 from asyncpar.errors import AsyncparError, ConfigurationError, EngineError, PortInUseError
 from asyncpar.groups import DeclaredGroup, Threads, build_handlers, check_leases, declare_groups
@@ -34,7 +35,6 @@ from asyncpar.ports import ConsumerFactory, ProducerFactory
 from asyncpar.records import TopicPartition
 from asyncpar.runtime import health, snapshots
 from asyncpar.runtime.group_state import Clock
-from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import Settings
 from asyncpar.settings_checks import check_names
@@ -44,9 +44,6 @@ from asyncpar.topics import TopicSpec, topic
 
 Lifespan = Callable[["App"], AbstractAsyncContextManager[Any]]
 """One async context manager; what it yields is `Context.state` of every handler."""
-
-Watch = Callable[[str, Handler], Handler]
-"""`(group, handler)` to that handler, or to one like it whose calls are seen."""
 
 _log = logging.getLogger("asyncpar.app")
 _HTTP_STOP_SECONDS = 2.0
@@ -80,9 +77,7 @@ class App:
         self._user_lifespan = lifespan
         self._middlewares = tuple(middlewares)
         self._on_fatal = on_fatal
-        self._consumers = consumers
-        self._producers = producers
-        self._watch: Watch = lambda group, handler: handler
+        self._rigging = Rigging(consumers, producers)
         self._clock: Clock | None = None  # a simulated app brings its own time and chance
         self._given = settings
         self._specs: list[TopicSpec] = []
@@ -129,14 +124,14 @@ class App:
         self._loaded = loaded
 
     @contextlib.contextmanager
-    def rigged(self, loaded: Loaded, consumers: ConsumerFactory, watch: Watch) -> Iterator[None]:
+    def rigged(self, loaded: Loaded, rigging: Rigging) -> Iterator[None]:
         """For `asyncpar.testing`: what runs within the block runs with these, and not with the app's own."""
-        before = self._loaded, self._consumers, self._watch
-        self._loaded, self._consumers, self._watch = loaded, consumers, watch
+        before = self._loaded, self._rigging
+        self._loaded, self._rigging = loaded, rigging
         try:
             yield
         finally:
-            self._loaded, self._consumers, self._watch = before
+            self._loaded, self._rigging = before
 
     @property
     def loaded(self) -> Loaded:
@@ -192,15 +187,17 @@ class App:
 
     def _runtime(self, group: DeclaredGroup, state: object, threads: Threads) -> GroupRuntime:
         built = build_handlers(group, state, self._middlewares, threads)
-        handlers = [self._watch(group.name, handler) for handler in built]
+        rigging = self._rigging
+        handlers = [rigging.watch(group.name, handler) for handler in built]
         return GroupRuntime(
             group.name,
             handlers,
             group.subscription,
             runtime_config(self.settings),
-            self._consumers or kafka_consumers(self.settings),
+            rigging.consumers or kafka_consumers(self.settings),
             clock=self._clock,
-            producers=self._producers or kafka_producers(self.settings),
+            producers=rigging.producers or kafka_producers(self.settings),
+            departed=partial(rigging.departed, group.name),
         )
 
     async def _run_groups(self, until_end: bool, on_started: Callable[[], None] | None) -> None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncpar.core.backpressure import Limits
 from asyncpar.ports import ConsumerFactory, Producer, ProducerFactory
 from asyncpar.runtime.config import RuntimeConfig
+from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.outbox import Departure
 from asyncpar.settings import Settings
 
 if TYPE_CHECKING:
     from asyncpar.adapters.aiokafka_config import ClientConfig
+
+
+class Rigging(NamedTuple):
+    """What groups run with; `asyncpar.testing` puts its own in place. None: aiokafka's adapters.
+
+    `watch(group, handler)` may return one like it whose calls are seen; `departed(group, departure)` hears of
+    records that another topic has acknowledged.
+    """
+
+    consumers: ConsumerFactory | None = None
+    producers: ProducerFactory | None = None
+    watch: Callable[[str, Handler], Handler] = lambda _group, handler: handler
+    departed: Callable[[str, Departure], None] = lambda _group, _departure: None
 
 
 def runtime_config(settings: Settings) -> RuntimeConfig:

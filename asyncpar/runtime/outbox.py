@@ -53,11 +53,16 @@ class Outbox:
     """All departures of one group: one task per partition that has any, one producer for all."""
 
     def __init__(
-        self, state: GroupState, producers: ProducerFactory, died: Callable[[BaseException], None]
+        self,
+        state: GroupState,
+        producers: ProducerFactory,
+        died: Callable[[BaseException], None],
+        departed: Callable[[Departure], None] = lambda _: None,
     ) -> None:
         self._state = state
         self._producers = producers
         self._died = died
+        self._departed = departed
         self._context = contextvars.copy_context()
         """Of the group: what a handler set (a span, a tenant) must not travel with another one's record."""
         self._producer: Producer | None = None
@@ -187,6 +192,7 @@ class Outbox:
             state.hold(tp, DEPARTURES, f"{target} does not take offset {departure.record.offset}: {error}")
             return -1.0
         count(self.sent, (departure.kind, departure.handler, "sent"))
+        self._departed(departure)
         self._settle(tp, departure)
         return 0.0
 

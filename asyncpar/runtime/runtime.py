@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from asyncpar.core.assignment import State
@@ -30,7 +30,7 @@ from asyncpar.runtime.deadlines import Deadlines
 from asyncpar.runtime.group_state import Clock, GroupState
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.letters import dead_letter_topic
-from asyncpar.runtime.outbox import Outbox
+from asyncpar.runtime.outbox import Departure, Outbox
 from asyncpar.runtime.retries import RetryTimer
 from asyncpar.runtime.session import Session
 from asyncpar.runtime.workers import HandlerPool
@@ -55,8 +55,9 @@ class GroupRuntime:
         *,
         clock: Clock | None = None,
         producers: ProducerFactory | None = None,
+        departed: Callable[[Departure], None] = lambda _: None,
     ) -> None:
-        """`producers` is needed when a handler has dead letters."""
+        """`producers` is needed when a handler has dead letters; `departed` is told of each that is done."""
         self._subscription = subscription
         self._consumers = consumers
         self._stop = asyncio.Event()
@@ -74,7 +75,7 @@ class GroupRuntime:
         self._watching: set[asyncio.Task[None]] = set()
         if any(handler.dead_letter is not None or handler.retry_topics for handler in handlers):
             assert producers is not None
-            self.state.outbox = Outbox(self.state, producers, self._fail)
+            self.state.outbox = Outbox(self.state, producers, self._fail, departed)
 
     # -- from outside ------------------------------------------------------------------------
 

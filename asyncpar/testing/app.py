@@ -33,7 +33,7 @@ from asyncpar.testing.history import History
 from asyncpar.testing.memory_broker import MemoryBroker
 from asyncpar.testing.memory_topics import RecordPlace
 from asyncpar.testing.outgoing import Headers, Text, header_pairs, key_bytes, payload
-from asyncpar.testing.rig import Rig, Target, apps_of, settings_for, takes
+from asyncpar.testing.rig import Rig, Target, apps_of, dead_letter_topics, settings_for, takes
 from asyncpar.testing.rules import judge
 from asyncpar.testing.waiting import Waiting
 from asyncpar.testing.witness import Handled
@@ -141,6 +141,7 @@ class TestApp:
         """The topics that did not exist."""
         existing = await self._cluster.partition_counts()
         wanted = {topic: 1 for group in self._groups for topic in sorted(group.subscription.topics)}
+        wanted |= {topic: 1 for group in self._groups for topic in dead_letter_topics(group)}
         unread = [topic for topic in self._partitions if not self._readers(topic)]
         arguments.refuse_misspelt(unread, wanted.keys() - self._partitions.keys())
         made = []

@@ -27,7 +27,13 @@ STEP_NS = 500_000
 Ordering = Literal["key", "partition", "unordered"]
 Replays = Literal["recorded", "any"]
 Reset = Literal["earliest", "latest"]
-_WORDS = {"order": get_args(Ordering), "replays": get_args(Replays), "offset_reset": get_args(Reset)}
+Rebalancing = Literal["eager", "cooperative"]
+_WORDS = {
+    "order": get_args(Ordering),
+    "replays": get_args(Replays),
+    "offset_reset": get_args(Reset),
+    "rebalancing": get_args(Rebalancing),
+}
 
 
 class Final(NamedTuple):
@@ -47,8 +53,9 @@ class Rules:
     loop. `concurrency`: how many calls one member may run at a time, over all that its history tells of.
     `attempts`: a record that has failed so often halts its partition. `tolerance_ns` is how far apart two
     processes (or threads) may have seen one thing: 0 in a simulation. `chunk_bytes` is the most that one
-    fetch brings. `finals`: partitions that must have come to rest, `{TopicPartition("orders", 0): Final(42,
-    42)}`; plain tuples will do. Raises ValueError, TypeError.
+    fetch brings. `rebalancing`: in a cooperative group the broker cannot tell whose a partition is by the
+    generation of a commit. `finals`: partitions that must have come to rest,
+    `{TopicPartition("orders", 0): Final(42, 42)}`; plain tuples will do. Raises ValueError, TypeError.
     """
 
     order: Ordering = "key"
@@ -63,6 +70,7 @@ class Rules:
     concurrency: int | None = None
     attempts: int | None = None
     chunk_bytes: int = 0
+    rebalancing: Rebalancing = "eager"
     tolerance_ns: int = 0
     finals: Mapping[TopicPartition, Final] | None = None
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from asyncpar.assembly import client_config
-from asyncpar.ports import ConsumerFactory
+from asyncpar.ports import ConsumerFactory, ProducerFactory
 from asyncpar.records import Committed, TopicPartition
 from asyncpar.settings import Settings
 from asyncpar.testing.memory_broker import MemoryBroker
@@ -58,6 +58,9 @@ class Cluster(Protocol):
 
     def consumers(self, member: str, settings: Settings) -> ConsumerFactory:
         """Makes consumers."""
+
+    def producers(self, member: str, settings: Settings) -> ProducerFactory:
+        """Makes producers, for dead letters and retry topics."""
 
     async def send(self, record: Outgoing) -> RecordPlace:
         """Send one record; returns when the cluster has it. Raises UnknownTopicError, BrokerError."""
@@ -121,6 +124,10 @@ class MemoryCluster:
     def consumers(self, member: str, settings: Settings) -> ConsumerFactory:
         """See `Cluster`."""
         return self.broker.consumers(member, client_config(settings))
+
+    def producers(self, member: str, settings: Settings) -> ProducerFactory:
+        """See `Cluster`."""
+        return self.broker.producers(member, client_config(settings))
 
     async def send(self, record: Outgoing) -> RecordPlace:
         """See `Cluster`."""

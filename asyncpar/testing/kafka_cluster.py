@@ -18,9 +18,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
 from asyncpar.adapters.aiokafka_security import security_options
-from asyncpar.assembly import client_config, kafka_consumers
+from asyncpar.assembly import client_config, kafka_consumers, kafka_producers
 from asyncpar.errors import BrokerError, BrokerUnreachableError, ConfigurationError, UnknownTopicError
-from asyncpar.ports import Consumer, ConsumerFactory
+from asyncpar.ports import Consumer, ConsumerFactory, ProducerFactory
 from asyncpar.records import CommitAnswer, TopicPartition
 from asyncpar.settings import Settings
 from asyncpar.testing.cluster import Outgoing
@@ -157,6 +157,10 @@ class KafkaCluster:
             return make(self._name_of(group))
 
         return consumer
+
+    def producers(self, member: str, settings: Settings) -> ProducerFactory:  # noqa: ARG002 - as above
+        """See `Cluster`."""
+        return kafka_producers(settings)
 
     # -- records -----------------------------------------------------------------------------
 

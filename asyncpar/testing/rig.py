@@ -19,11 +19,14 @@ from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 from asyncpar.app import App
+from asyncpar.assembly import Rigging
 from asyncpar.discovery import handler_functions
 from asyncpar.errors import ConfigurationError
 from asyncpar.groups import DeclaredGroup
-from asyncpar.ports import Consumer
+from asyncpar.ports import Consumer, Producer
 from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.letters import dead_letter_topic
+from asyncpar.runtime.outbox import Departure
 from asyncpar.settings import Settings
 from asyncpar.settings_checks import check_names, checked, contradictions
 from asyncpar.settings_kafka import SecuritySettings
@@ -139,6 +142,7 @@ class Rig:
         self._cluster = cluster
         self._handled = handled
         self._members: dict[str, _Member] = {}
+        self._producers = 0
         self._ended: asyncio.Task[None] | None = None
 
     @property
@@ -161,7 +165,8 @@ class Rig:
             )
         _rigged.add(self.app)
         stack.callback(_rigged.discard, self.app)
-        stack.enter_context(self.app.rigged(self._loaded, self._consumer, self._watched))
+        rigging = Rigging(self._consumer, self._producer, self._watched, self._departed)
+        stack.enter_context(self.app.rigged(self._loaded, rigging))
         self.groups = tuple(self.app.groups())
 
     async def start(self, stack: AsyncExitStack) -> None:
@@ -193,6 +198,14 @@ class Rig:
     def _consumer(self, group: str) -> Consumer:
         return self._member(group).recording(group)
 
+    def _producer(self) -> Producer:
+        self._producers += 1
+        name = f"{self.settings.group or self.app.name}-producer-{self._producers}"
+        return self._cluster.producers(name, self.settings)()
+
+    def _departed(self, group: str, departure: Departure) -> None:
+        self._member(group).witness.departed(departure)
+
     def _watched(self, group: str, handler: Handler) -> Handler:
         return self._member(group).witness.watched(handler)
 
@@ -210,3 +223,13 @@ def takes(group: DeclaredGroup, topic: str) -> bool:
     """Whether `group` reads `topic`, by its name or by a pattern."""
     names, pattern = group.subscription.topics, group.subscription.pattern
     return topic in names or (pattern is not None and pattern.fullmatch(topic) is not None)
+
+
+def dead_letter_topics(group: DeclaredGroup) -> list[str]:
+    """Where the records of the topics that `group` names go when they are given up."""
+    return [
+        dead_letter_topic(handler.dead_letter, topic)
+        for handler in group.handlers
+        if handler.dead_letter is not None
+        for topic in handler.spec.topics
+    ]

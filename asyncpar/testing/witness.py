@@ -16,6 +16,7 @@ from typing import Literal
 from asyncpar.errors import DecodeError, Skip
 from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.handlers import Handler
+from asyncpar.runtime.outbox import Departure
 from asyncpar.testing.history import Event, History, Recorder, membership_sign
 
 Ended = Literal["success", "failed", "undecodable", "skipped", "cancelled"]
@@ -121,6 +122,11 @@ class Witness:
                 self._note_end(handler, tp, raw, attempt, ended)
 
         return dataclasses.replace(handler, invoke=call)
+
+    def departed(self, departure: Departure) -> None:
+        """A record left for another topic, which has it: it is done where it was read."""
+        tp, record = departure.vp.queues.partition, departure.record
+        self._history.note("done", self._member, tp, record.offset, record.key, departure.kind)
 
     def _note_end(
         self,

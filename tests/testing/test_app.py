@@ -854,3 +854,28 @@ async def test_a_kafka_that_is_not_there_is_said() -> None:
     for address in ("127.0.0.1:99999", "a b", "localhost:"):
         with pytest.raises(ConfigurationError, match="give host:port, or several by commas"):
             TestApp(app, bootstrap_servers=address)
+
+
+async def test_dead_letters_and_retry_topics_work_without_a_broker() -> None:
+    """Their topics are there, what left counts as done, and it can be read like anything else."""
+    app = App(group="billing")
+    letters: list[Record] = []
+    runs: list[str] = []
+
+    @app.topic("orders", retry_topics=["orders.retry.10ms"], dead_letter=".dlq")
+    async def bill(record: Record) -> None:
+        runs.append(record.topic)
+        raise ValueError("never")
+
+    @app.topic("orders.dlq", name="letters")
+    async def read(record: Record) -> None:
+        letters.append(record)
+
+    async with TestApp(app) as kafka:
+        await kafka.send("orders", b"1", key=b"k")
+        await kafka.settled()
+        kafka.check()
+    assert runs == ["orders", "orders.retry.10ms"]
+    (letter,) = letters
+    assert (letter.key, letter.value) == (b"k", b"1")
+    assert letter.header("x-asyncpar-reason") == b"exhausted"

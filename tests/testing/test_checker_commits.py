@@ -173,6 +173,7 @@ def test_what_a_displaced_member_commits_must_not_be_stored() -> None:
     assert fine(tale.commit_sent(A, 2).answered(A, "stale"))
     tale = opened().ran(A, 0, 1).given(B).polled(B, 0, 4).ran(B, 0, 1, 2).committed(B, 3)
     assert broken(tale.committed(A, 2)) == ["COMMIT"]
+    assert fine(tale, replace(RULES, rebalancing="cooperative"))
     early = opened().ran(A, 0, 1).given(B).polled(B, 0, 4).ran(B, 0, 1, 2).commit_sent(A, 2)
     assert fine(early.committed(B, 3).answered(A, "acknowledged"))
     woken = opened().given(B).polled(B, 0, 4).given(A).polled(A, 0, 4).ran(A, 0).committed(A, 1)

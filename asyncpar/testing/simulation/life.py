@@ -127,6 +127,7 @@ def rules_of(plan: Plan, world: World) -> Rules:
         max_in_flight_bytes=settings.get("max_in_flight_bytes"),  # type: ignore[arg-type]
         concurrency=plan.handler["concurrency"],  # type: ignore[arg-type]
         attempts=plan.attempts,
+        rebalancing="cooperative" if plan.cooperative else "eager",
         chunk_bytes=chunk * (plan.payload_bytes + _KEY_BYTES),
         finals=world.finals(),
     )
