@@ -133,6 +133,7 @@ REGISTRY: tuple[Metric, ...] = (
     ),
     Metric("breaker_openings_total", "counter", _HANDLER, "How often it opened."),
     Metric("poison_keys", "gauge", _HANDLER, "Keys whose records are not run for now."),
+    Metric("poisonings_total", "counter", _HANDLER, "How often a key was poisoned."),
     Metric(
         "admission_refusals_total",
         "counter",

@@ -84,6 +84,8 @@ class Gate:
             self._state.parking.park(vp, now + wait)
             self._state.on_parked()
             return False
+        if self.poison:
+            self._tell_cooled(self.poison, now)
         if self.poison and (key := _key_of(vp)) is not None and self.poison.is_poisoned(key, now):
             assert vp.head is not None
             count(self.held_back, "poison_key")
@@ -169,7 +171,14 @@ class Gate:
                 poison.rules.failures,
                 poison.rules.cool_down_ms / 1000,
             )
-        poison.forget_older(now)
+        self._tell_cooled(poison, now)
+
+    def _tell_cooled(self, poison: PoisonKeys, now: float) -> None:
+        """Keys whose cool-down is over run again; one more failure poisons them anew."""
+        for topic, key in poison.forget_older(now):
+            self._state.log.info(
+                "handler %s: the cool-down of key %r of %s is over", self._pool.handler.name, key, topic
+            )
 
     def _tell(self, transition: Transition, now: float) -> None:
         """The breaker opened or closed: one line, and fetching is held or goes on."""

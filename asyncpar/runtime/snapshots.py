@@ -269,6 +269,7 @@ def _add_gate(builder: SnapshotBuilder, gate: Gate, labels: tuple[str, str]) -> 
         builder.add("breaker_openings_total", labels, gate.openings)
     if gate.poison is not None:
         builder.add("poison_keys", labels, gate.poison.poisoned)
+        builder.add("poisonings_total", labels, gate.poisonings)
 
 
 def _add_group(builder: SnapshotBuilder, state: GroupState, status: GroupStatus) -> None:

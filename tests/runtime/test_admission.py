@@ -179,6 +179,7 @@ async def test_a_poison_key_is_diverted_in_order_and_comes_back(caplog: pytest.L
         (4, "poison_key"),
     ]
     assert sum("failed 2 times in a row" in one for one in caplog.messages) == 1
+    assert sum("cool-down of key b'bad' of t is over" in one for one in caplog.messages) == 1
 
 
 async def test_a_record_that_is_not_due_waits_without_a_slot() -> None:
