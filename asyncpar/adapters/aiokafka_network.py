@@ -94,6 +94,9 @@ class ClientNetwork:
         async def retried_lookup(kind: Any, key: str) -> Any:
             # A connection that breaks under this request is "not retriable" to the client: its heartbeats
             # would end for good, with nobody told.
+            if client.get_random_node() is None:
+                # A broker that starts answers with no broker at all: the client takes that for a defect.
+                raise NodeNotReadyError("no broker of the cluster is known yet")
             try:
                 return await lookup(kind, key)
             except KafkaConnectionError as err:

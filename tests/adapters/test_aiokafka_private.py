@@ -188,6 +188,16 @@ async def test_a_lookup_that_loses_its_connection_is_retried() -> None:
     await offline.consumer.stop()
 
 
+async def test_a_lookup_before_any_broker_is_known_is_retried() -> None:
+    """A broker that starts names no broker at all: no defect, and no end with a traceback."""
+    offline = Offline()
+    offline.client.get_random_node = lambda: None
+    with pytest.raises(NodeNotReadyError) as caught:
+        await offline.client.coordinator_lookup(0, "g")
+    assert caught.value.retriable
+    await offline.consumer.stop()
+
+
 @pytest.mark.parametrize("sync_code", [25, 82])
 async def test_a_heartbeat_refused_for_a_rival_is_told_from_a_late_one(
     offline: Offline, sync_code: int
