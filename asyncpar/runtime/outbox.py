@@ -119,10 +119,6 @@ class Outbox:
         """The offsets of `tp` that are on their way."""
         return frozenset(departure.record.offset for departure in self._waiting.get(tp, ()))
 
-    def has(self, vp: VirtualPartition) -> bool:
-        """True while the head of `vp` is on its way."""
-        return any(departure.vp is vp for departure in self._waiting.get(vp.queues.partition, ()))
-
     def count_waiting(self) -> int:
         """How many records are on their way."""
         return sum(map(len, self._waiting.values()))
@@ -169,7 +165,9 @@ class Outbox:
             if pause < 0:
                 pause = exp_full_jitter(tries, _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS, state.clock.uniform())
             await asyncio.sleep(pause)
+        # In one breath with the look that found nothing: who takes a record from here on starts another task.
         self._waiting.pop(tp, None)
+        del self._tasks[tp]
         state.let_go(tp, DEPARTURES)
 
     async def _send(self, tp: TopicPartition, departure: Departure) -> float:

@@ -17,6 +17,7 @@ from asyncpar.core.offset_codec import decode
 from asyncpar.errors import DecodeError, DrainIncompleteError, PublishError, UnknownTopicError
 from asyncpar.records import Committed, OutgoingRecord, RawRecord, TopicPartition
 from asyncpar.runtime import outbox, snapshots
+from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Admissions, Handler
 from tests.runtime.fakes import FakeConsumer, FakeProducer, FakeRecord, Running, handler, limits, log, until
 
@@ -134,6 +135,36 @@ async def test_an_outage_holds_only_the_partition_and_ends_in_order(caplog: pyte
     assert len(told) == 2
     assert "t[0] is held: t.dlq does not take offset 0" in told[0]
     assert "no longer held" in told[1]
+
+
+async def test_a_record_that_comes_as_the_last_one_has_left_leaves_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between the last step of a partition's sender and its end nothing is forgotten."""
+    take, let_go = outbox.Outbox.take, GroupState.let_go
+    late: list[outbox.Departure] = []
+
+    def take_later(self: outbox.Outbox, departure: outbox.Departure) -> None:
+        if departure.record.offset == 1:
+            late.append(departure)
+        else:
+            take(self, departure)
+
+    def let_go_and_take(self: GroupState, tp: TopicPartition, what: str) -> None:
+        let_go(self, tp, what)
+        if late:  # runs when the sender's step is over, and before anybody hears that it has ended
+            asyncio.get_running_loop().call_soon(take, self.outbox, late.pop())
+
+    monkeypatch.setattr(outbox.Outbox, "take", take_later)
+    monkeypatch.setattr(GroupState, "let_go", let_go_and_take)
+    consumer, producer = FakeConsumer(log("t", "bad", "worse")), FakeProducer(hold=asyncio.Event())
+    async with Running(consumer, failing(b"bad", b"worse", attempts=1), producer=producer) as run:
+        await until(lambda: bool(late))
+        assert producer.hold is not None
+        producer.hold.set()
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        await run.stop()
+    assert offsets(producer) == [0, 1]
 
 
 async def test_one_that_is_too_large_does_not_hold_up_the_others_of_its_batch() -> None:
