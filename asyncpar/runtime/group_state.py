@@ -203,14 +203,20 @@ class GroupState:
                 runs.value,
             )
             return []
-        kept = [(first, min(last, end)) for first, last in runs if first < end]
+        kept = self.runs_within(tp, runs, end)
         if kept != runs:
             count(self.counters.metadata_ignored, "beyond_end")
+        return kept
+
+    def runs_within(self, tp: TopicPartition, runs: list[Run], end: int) -> list[Run]:
+        """What of `runs`, which are done, lies below `end`, where the log ends; says what does not."""
+        kept = [(first, min(last, end)) for first, last in runs if first < end]
+        if kept != runs:
             self.log.error(
-                "%s: commit metadata at offset %d lists records beyond the end of the truncated log at %d; "
-                "they do not count as done",
+                "%s: records up to offset %d were done, but the log was truncated to %d; those beyond its "
+                "end do not count as done",
                 tp,
-                committed.offset,
+                runs[-1][1] - 1,
                 end,
             )
         return kept

@@ -75,10 +75,19 @@ class Rebalancer:
 
     async def _open(self, partitions: list[Partition]) -> None:
         """Read offsets and metadata, retried until it works or none of them is ours any more."""
-        tries = 0
-        while waiting := self._still_opening(partitions):
-            try:
+
+        async def read() -> None:
+            if waiting := self._still_opening(partitions):
                 await self._open_once(waiting)
+
+        await self._persist(read)
+
+    async def _persist(self, read: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Await `read` again and again until the broker has answered it."""
+        tries = 0
+        while True:
+            try:
+                await read()
                 return
             except (AuthorizationError, ConfigurationError) as error:
                 self._fatal(error)
@@ -87,7 +96,7 @@ class Rebalancer:
                 tries += 1
                 if tries == _SLOW_AFTER_TRIES:
                     self._state.log.warning(
-                        "group %s: committed offsets cannot be read (%s); trying again",
+                        "group %s: offsets cannot be read (%s); trying again",
                         self._state.group,
                         error,
                     )
@@ -234,13 +243,31 @@ class Rebalancer:
 
     def retry_halted(self, partition: Partition) -> None:
         """Run the records of a halted partition again, from its HWM."""
-        tracker = partition.tracker
-        partition.halt_reason = None
-        if tracker is None:
+        if partition.tracker is None:
+            partition.halt_reason = None
             partition.apply(Event.RESUME)
             self._spawn(self._open([partition]), "open")
-            return
-        self._begin_again(partition, Event.RESUME, tracker.hwm, tracker.done_runs())
+        else:
+            self._spawn(self._resume(partition, partition.generation), "resume")
+
+    async def _resume(self, partition: Partition, generation: int) -> None:
+        """Go on where `partition` halted, without what its log has lost meanwhile: nobody fetched from it."""
+        tp, state = partition.tp, self._state
+
+        def is_halted() -> bool:
+            same = partition.generation == generation and partition.state is State.HALTED
+            return same and not state.stopping
+
+        async def read() -> None:
+            end = (await self._consumer.end([tp]))[tp] if is_halted() else 0
+            if is_halted():
+                tracker = partition.tracker
+                assert tracker is not None
+                partition.halt_reason = None
+                runs = state.runs_within(tp, tracker.done_runs(), end)
+                self._begin_again(partition, Event.RESUME, tracker.hwm, runs)
+
+        await self._persist(read)
 
     def _begin_again(self, partition: Partition, event: Event, start: int, runs: Iterable[Run]) -> None:
         self._state.close_queues(partition)

@@ -225,6 +225,7 @@ async def test_a_halt_for_an_unreadable_record_can_be_retried(monkeypatch: pytes
             await until(lambda: T0 in partitions and partitions[T0].halt_reason is not None)
             tries = len(consumer.asked)
             run.runtime.retry_halted(T0)
+            await until(lambda: partitions[T0].halt_reason is None)
         await until(lambda: partitions[T0].halt_reason is not None)
         assert len(consumer.asked) >= tries + 5
         consumer.fetch = plain  # type: ignore[method-assign]

@@ -385,6 +385,40 @@ async def test_done_runs_beyond_the_end_of_a_truncated_log_do_not_count() -> Non
     assert seen == [1, 3, 4]
 
 
+async def test_a_halted_partition_whose_log_was_truncated_goes_on_within_it() -> None:
+    """Nobody fetched from it: what is done beyond its new end is found out when it is to run again."""
+    consumer = FakeConsumer(log("t", "bad", "a", "b", "c"))
+    is_mended = False
+    seen: list[int] = []
+    asked, refusals = consumer.end, [BrokerError("no leader")]
+
+    async def end(partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        if refusals:
+            raise refusals.pop()
+        return await asked(partitions)
+
+    async def handle(record: RawRecord) -> None:
+        if record.key == b"bad" and not is_mended:
+            await until(lambda: {1, 2, 3} <= set(seen))
+            raise ValueError
+        seen.append(record.offset)
+
+    async with Running(consumer, handler(handle, attempts=1)) as run:
+        partitions = run.runtime.state.partitions
+        await until(lambda: T0 in partitions and partitions[T0].state is State.HALTED)
+        await until(lambda: T0 in consumer.stored and bool(consumer.stored[T0].metadata))
+        del consumer.logs[T0][2:]
+        consumer.end = end  # type: ignore[method-assign]
+        is_mended = True
+        run.runtime.retry_halted(T0)
+        await until(lambda: consumer.stored[T0] == Committed(2, ""))
+        consumer.logs[T0] += [FakeRecord(2, b"d"), FakeRecord(3, b"e")]
+        await until(lambda: consumer.stored[T0] == Committed(4, ""))
+        await run.stop()
+    assert not refusals
+    assert sorted(seen) == [0, 1, 2, 2, 3, 3]
+
+
 async def test_a_partition_whose_leader_is_silent_holds_up_no_other_one() -> None:
     """Restoring what is done needs the log's end; it is asked for again until it is known."""
     consumer = FakeConsumer({**log("t", "a", "b"), **log("t", "a", "b", partition=1)})
