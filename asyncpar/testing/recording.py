@@ -9,7 +9,7 @@ What a member's handlers do is noted by themselves, with `history.handling(..., 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from asyncpar.ports import AssignmentListener, Consumer, ConsumerFactory, Subscription
 from asyncpar.records import Chunk, CommitAnswer, Committed, GroupToken, TopicPartition
@@ -21,11 +21,19 @@ class RecordingConsumer:
 
     Notes: join, leave; assign, seek, poll, revoke with its deadline, released, lost; commit with what was
     heard of it. A commit that was cancelled counts as answered `retry`: nobody knows. A consumer that is
-    stopped because it died has lost what it held.
+    stopped because it died, or (`is_replaced` says so) because the engine takes another one, has lost what it
+    held.
     """
 
-    def __init__(self, consumer: Consumer, recorder: Recorder, member: str) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        recorder: Recorder,
+        member: str,
+        is_replaced: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.member = member
+        self._is_replaced = is_replaced
         self._consumer = consumer
         self._recorder = recorder
         self._held: dict[TopicPartition, int] = {}
@@ -46,7 +54,7 @@ class RecordingConsumer:
         """See the port."""
         if self._joined:
             self._joined = False
-            if self._consumer.failure() is not None:
+            if self._consumer.failure() is not None or self._is_replaced():
                 self._note("lost", list(self._held))
             self._held.clear()
             self._recorder.note("leave", self.member)
@@ -193,15 +201,24 @@ class _Listener:
 class Recording:
     """A `ConsumerFactory` whose consumers are recorded as one member's."""
 
-    def __init__(self, factory: ConsumerFactory, recorder: Recorder, member: str) -> None:
+    def __init__(
+        self,
+        factory: ConsumerFactory,
+        recorder: Recorder,
+        member: str,
+        is_replaced: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.recorder = recorder
         self.member = member
+        self._is_replaced = is_replaced
         self._factory = factory
         self._latest: RecordingConsumer | None = None
 
     def __call__(self, group: str) -> RecordingConsumer:
         """A fresh consumer; see `ports.ConsumerFactory`."""
-        self._latest = RecordingConsumer(self._factory(group), self.recorder, self.member)
+        self._latest = RecordingConsumer(
+            self._factory(group), self.recorder, self.member, self._is_replaced
+        )
         return self._latest
 
     def lease_from(self) -> float:
@@ -209,6 +226,14 @@ class Recording:
         return float("-inf") if self._latest is None else self._latest.lease_from()
 
 
-def recording(factory: ConsumerFactory, recorder: Recorder, member: str) -> Recording:
-    """`factory`, with what its consumers do noted in `recorder` as `member` (a name that nobody else has)."""
-    return Recording(factory, recorder, member)
+def recording(
+    factory: ConsumerFactory,
+    recorder: Recorder,
+    member: str,
+    is_replaced: Callable[[], bool] = lambda: False,
+) -> Recording:
+    """`factory`, with what its consumers do noted in `recorder` as `member` (a name that nobody else has).
+
+    `is_replaced` is asked when a consumer is stopped: whether its engine goes on with another one.
+    """
+    return Recording(factory, recorder, member, is_replaced)

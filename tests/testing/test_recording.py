@@ -150,6 +150,10 @@ async def test_a_stop_is_noted_once_and_a_dead_consumer_has_lost_what_it_held() 
     history = History()
     await RecordingConsumer(FakeConsumer({}), history, "m").stop(1.0)
     assert not history.events
+    replaced = RecordingConsumer(FakeConsumer({TP: [FakeRecord(0)]}), history, "m", lambda: True)
+    await replaced.start(Subscription(frozenset({"orders"})), SilentListener())
+    await replaced.stop(1.0)
+    assert told(history.events)[2:] == ["lost 0", "leave"]
 
 
 async def test_what_is_asked_passes_through() -> None:
