@@ -19,6 +19,7 @@ from asyncpar.policies import Default, Retry, delay_of
 from asyncpar.ports import Subscription
 from asyncpar.records import RawRecord
 from asyncpar.runtime.handlers import Admissions, Handler
+from asyncpar.runtime.letters import dead_letter_topics
 from asyncpar.settings import Settings, default_concurrency
 from asyncpar.settings_sources import Loaded
 from asyncpar.signatures import CallPlan, plan_call
@@ -134,12 +135,12 @@ def _declare(spec: TopicSpec, group: str, settings: Settings) -> DeclaredHandler
 def _check_needs(spec: TopicSpec, dead_letter: str | None) -> None:
     """What cannot be done without dead letters is refused without a topic for them."""
     if dead_letter is not None:
-        for name in (*spec.topics, *spec.retry_topics):
-            if f"{name}{dead_letter}" in spec.topics or dead_letter in (name, *spec.retry_topics):
-                raise HandlerError(
-                    f"{spec.where}: dead_letter={dead_letter!r} leads to a topic that it reads, where its "
-                    "dead letters would go round for ever; give them a topic of their own"
-                )
+        read = (*spec.topics, *spec.retry_topics)
+        if not set(read).isdisjoint(dead_letter_topics(dead_letter, read)):
+            raise HandlerError(
+                f"{spec.where}: dead_letter={dead_letter!r} leads to a topic that it reads, where its dead "
+                "letters would go round for ever; give them a topic of their own"
+            )
         return
     needs = [name for name in ("poison_keys", "dead_letter_budget") if getattr(spec, name) is not None]
     needs += [

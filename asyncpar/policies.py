@@ -11,9 +11,9 @@ import difflib
 import enum
 import importlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Final, Literal, NoReturn, TypeAlias, get_args
 
 from asyncpar.core.breaker import BreakerRules
 from asyncpar.core.dead_letter_budget import BudgetRules
@@ -87,8 +87,20 @@ class Retry:
         return self.attempts
 
 
+class _Declared:
+    """Rules that a declaration gives: a value out of range is an error of the declaration."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()  # type: ignore[misc]  # the rules have it
+        except ValueError as error:
+            raise HandlerError(str(error)) from None
+
+
 @dataclass(frozen=True, slots=True)
-class Breaker(BreakerRules):
+class Breaker(_Declared, BreakerRules):
     """Stops a handler while most of its calls fail, and lets a few try whether that is over.
 
     While it is open nothing of the handler starts and its partitions are not fetched: nothing fails, nothing
@@ -106,12 +118,9 @@ class Breaker(BreakerRules):
         max_open_ms: the longest time between two probes.
     """
 
-    def __post_init__(self) -> None:
-        _as_handler_error(BreakerRules.__post_init__, self)
-
 
 @dataclass(frozen=True, slots=True)
-class DeadLetterBudget(BudgetRules):
+class DeadLetterBudget(_Declared, BudgetRules):
     """How many records of a handler may become dead letters; the next ones wait, and their partitions hold.
 
     Raises HandlerError for values out of range.
@@ -122,12 +131,9 @@ class DeadLetterBudget(BudgetRules):
         window_ms: how far back both are counted.
     """
 
-    def __post_init__(self) -> None:
-        _as_handler_error(BudgetRules.__post_init__, self)
-
 
 @dataclass(frozen=True, slots=True)
-class PoisonKeys(PoisonRules):
+class PoisonKeys(_Declared, PoisonRules):
     """Records of a key that failed again and again go to the dead letters without being run, in order.
 
     Raises HandlerError for values out of range.
@@ -138,12 +144,9 @@ class PoisonKeys(PoisonRules):
         max_keys: how many are remembered as poisoned, and as many that failed lately.
     """
 
-    def __post_init__(self) -> None:
-        _as_handler_error(PoisonRules.__post_init__, self)
-
 
 @dataclass(frozen=True, slots=True)
-class RateLimit(RateRules):
+class RateLimit(_Declared, RateRules):
     """How often calls may start, per process. What is above it waits, in order, and costs no slot.
 
     Raises HandlerError for values out of range.
@@ -153,20 +156,6 @@ class RateLimit(RateRules):
         burst: calls that may start at once after a pause.
         max_keys: for limits by key: how many keys in use are remembered.
     """
-
-    def __post_init__(self) -> None:
-        _as_handler_error(RateRules.__post_init__, self)
-
-
-R = TypeVar("R")
-
-
-def _as_handler_error(check: Callable[[R], None], rules: R) -> None:
-    """A rule out of range is an error of the declaration."""
-    try:
-        check(rules)
-    except ValueError as error:
-        raise HandlerError(str(error)) from None
 
 
 def _error_types(name: str, given: object) -> tuple[type[Exception], ...]:

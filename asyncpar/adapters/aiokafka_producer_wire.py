@@ -3,36 +3,28 @@
 aiokafka's own producer is not used: its idempotent form repeats for ever, its stop() never ends with the
 broker down, and one failed batch puts its sequence numbers out of order for good. Its network client, its
 record format and its requests are. Never here: what an answer means, what is sent when
-(`aiokafka_producer_batching`). Always: no request creates a topic, and the client's own metadata task, which
-would ask for all topics, does not run.
+(`aiokafka_producer_batching`). Always: no request creates a topic.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import inspect
-import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, NodeNotReadyError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from asyncpar.adapters.aiokafka_bootstrap import reach_a_server, unreachable, unusable
 from asyncpar.adapters.aiokafka_config import ClientConfig
 from asyncpar.adapters.aiokafka_errors import code_name, one_line
-from asyncpar.adapters.aiokafka_network import ClientNetwork
+from asyncpar.adapters.aiokafka_groupless import GrouplessClient
 from asyncpar.adapters.aiokafka_producer_lane import Batch, Numbers
 from asyncpar.adapters.aiokafka_producer_port import Answer, NotSentError
 from asyncpar.adapters.aiokafka_producer_topics import UNKNOWN, Described
-from asyncpar.adapters.aiokafka_security import security_options
-from asyncpar.adapters.aiokafka_shape import check_client
 from asyncpar.errors import AuthorizationError
 from asyncpar.records import OutgoingRecord, TopicPartition
 
@@ -45,49 +37,17 @@ _UNBOUNDED = 2**31 - 1
 _NO_RIGHT_AT_ALL = frozenset({31, 53})
 
 
-class KafkaWire:
+class KafkaWire(GrouplessClient):
     """A `Wire` to the cluster of `config`. Nothing connects before `connect`."""
 
     def __init__(self, config: ClientConfig) -> None:
-        self._config = dataclasses.replace(config, client_id=config.client_id + CLIENT_ID_SUFFIX)
+        super().__init__(config, CLIENT_ID_SUFFIX)
         # The broker's own patience with slow replicas ends before ours with the broker.
         self._acks_timeout_ms = config.request_timeout_ms * 2 // 3
-        self._client: Any = None
-        self._network: ClientNetwork
-
-    # -- life --------------------------------------------------------------------------------
 
     async def connect(self) -> None:
         """Reach a server, learn the brokers, and see that we may write idempotently."""
-        check_client()
-        config, security = self._config, security_options(self._config)
-        deadline = time.monotonic() + config.startup_timeout_ms / 1000
-        known = inspect.signature(AIOKafkaClient.__init__).parameters
-        options = {name: value for name, value in config.client_options.items() if name in known}
-        options.update(
-            bootstrap_servers=config.bootstrap_servers,
-            client_id=config.client_id,
-            request_timeout_ms=config.request_timeout_ms,
-            **security,
-        )
-        self._client = AIOKafkaClient(**options)
-        self._network = ClientNetwork(self._client, lambda: None)
-        self._network.bootstrap_from(*await reach_a_server(config, security, deadline))
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                await self._client.bootstrap()
-                await self._stop_asking_for_all()
-                await self._try_producer_id()
-        except TimeoutError as err:
-            raise unreachable(config, "no broker gave out a producer id") from err
-        except (KafkaError, ValueError) as err:  # SCRAM raises ValueErrors
-            raise unusable(config, f"connecting a producer: {one_line(err)}") from err
-
-    async def _stop_asking_for_all(self) -> None:
-        """End the client's metadata task: all that it would learn comes with our own requests."""
-        task = self._client._sync_task
-        task.cancel()
-        await asyncio.wait([task])
+        await self._connect("a producer", "no broker gave out a producer id", self._try_producer_id)
 
     async def _try_producer_id(self) -> None:
         """Idempotent writing has a right of its own: see at once whether we have it. The caller bounds it."""
@@ -101,16 +61,6 @@ class KafkaWire:
             if code == 0:
                 return
             await asyncio.sleep(ID_PAUSE_SECONDS)  # the brokers' own store of ids is just starting
-
-    async def close(self) -> None:
-        """Close all connections and wait until they are."""
-        if self._client is not None:
-            await self._network.close()
-
-    def abort(self) -> None:
-        """Cut the sockets that are left."""
-        if self._client is not None:
-            self._network.abort()
 
     # -- requests ----------------------------------------------------------------------------
 

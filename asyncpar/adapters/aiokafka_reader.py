@@ -9,16 +9,14 @@ topic, and every wait ends after `request_timeout_ms`.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import difflib
-import inspect
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from aiokafka import TopicPartition as ClientPartition
-from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DeleteRecordsRequest
@@ -28,7 +26,6 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.record.memory_records import MemoryRecords
 
-from asyncpar.adapters.aiokafka_bootstrap import reach_a_server, unreachable, unusable
 from asyncpar.adapters.aiokafka_config import ClientConfig
 from asyncpar.adapters.aiokafka_errors import (
     code_name,
@@ -36,7 +33,7 @@ from asyncpar.adapters.aiokafka_errors import (
     no_right_on_topic,
     one_line,
 )
-from asyncpar.adapters.aiokafka_network import ClientNetwork
+from asyncpar.adapters.aiokafka_groupless import GrouplessClient
 from asyncpar.adapters.aiokafka_reader_answers import (
     INVALID_TOPIC,
     NO_RIGHT,
@@ -49,8 +46,6 @@ from asyncpar.adapters.aiokafka_reader_answers import (
     check_group,
     check_partition,
 )
-from asyncpar.adapters.aiokafka_security import security_options
-from asyncpar.adapters.aiokafka_shape import check_client
 from asyncpar.errors import (
     BrokerError,
     BrokerUnreachableError,
@@ -71,7 +66,7 @@ _CHECK_SUMS = True
 _ISOLATION = {"read_uncommitted": 0, "read_committed": 1}
 
 
-class AiokafkaReader:
+class AiokafkaReader(GrouplessClient):
     """A client that is in no group. Single-use: start once, stop once. `config` is that of a consumer.
 
     A request that fails in a way that may pass is sent again for `request_timeout_ms`. All methods raise
@@ -79,53 +74,24 @@ class AiokafkaReader:
     """
 
     def __init__(self, config: ClientConfig) -> None:
-        self._config = dataclasses.replace(config, client_id=config.client_id + CLIENT_ID_SUFFIX)
+        super().__init__(config, CLIENT_ID_SUFFIX)
         self._isolation = _ISOLATION[config.isolation_level]
         self._leaders: dict[TopicPartition, int] = {}
-        self._client: Any = None
-        self._network: ClientNetwork
 
     # -- life --------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Connect. Raises BrokerUnreachableError, AuthenticationError, ConfigurationError."""
-        check_client()
-        config, security = self._config, security_options(self._config)
-        deadline = time.monotonic() + config.startup_timeout_ms / 1000
-        known = inspect.signature(AIOKafkaClient.__init__).parameters
-        options = {name: value for name, value in config.client_options.items() if name in known}
-        options.update(
-            bootstrap_servers=config.bootstrap_servers,
-            client_id=config.client_id,
-            request_timeout_ms=config.request_timeout_ms,
-            **security,
-        )
-        server = await reach_a_server(config, security, deadline)
-        self._client = AIOKafkaClient(**options)
-        self._network = ClientNetwork(self._client, lambda: None)
-        self._network.bootstrap_from(*server)
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                await self._client.bootstrap()
-                # The client's metadata task would ask for all topics; ours are asked for when they are read.
-                task = self._client._sync_task
-                task.cancel()
-                await asyncio.wait([task])
-        except TimeoutError as err:
-            raise unreachable(config, "no broker answered a second time") from err
-        except (KafkaError, ValueError) as err:  # SCRAM raises ValueErrors
-            raise unusable(config, f"connecting a reader: {one_line(err)}") from err
+        await self._connect("a reader", "no broker answered a second time")
 
     async def stop(self, timeout_s: float) -> None:
         """Close, within about `timeout_s`, also with the broker down. Never raises."""
-        if self._client is None:
-            return
-        closing = asyncio.get_running_loop().create_task(self._network.close())
+        closing = asyncio.get_running_loop().create_task(self.close())
         try:
             await asyncio.wait([closing], timeout=timeout_s)
         finally:
             closing.cancel()
-            self._network.abort()
+            self.abort()
         if closing.done() and not closing.cancelled():
             closing.exception()  # seen: there is nobody left to tell
 

@@ -16,8 +16,6 @@ from asyncpar import headers
 from asyncpar.errors import ConfigurationError, OffsetOutOfRangeError
 from asyncpar.records import Committed, RawRecord, TopicPartition
 
-METADATA_ONLY = "metadata_only"
-
 
 class LetterLog(Protocol):
     """The cluster, as far as dead letters need it.
@@ -85,7 +83,7 @@ class DeadLetter:
     @property
     def is_metadata_only(self) -> bool:
         """True when the value was left out on purpose: there is nothing to be replayed."""
-        return self.text(headers.PAYLOAD) == METADATA_ONLY
+        return self.text(headers.PAYLOAD) == headers.METADATA_ONLY
 
     def text(self, name: str) -> str | None:
         """The header `name` of asyncpar's as text."""

@@ -7,10 +7,8 @@ Always: holes of the log (markers, what was compacted away) cost no room.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 from asyncpar.core import offset_codec
-from asyncpar.core.offsets import Run, merge_runs
+from asyncpar.core.offsets import Run, is_within, merge_runs
 from asyncpar.errors import ConfigurationError
 from asyncpar.records import Committed, TopicPartition
 
@@ -36,9 +34,7 @@ class ReplayMemory:
 
     def is_done(self, offset: int) -> bool:
         """True when `offset` was replayed, or does not exist."""
-        at = bisect_right(self._runs, (offset, offset)) - 1
-        candidates = self._runs[max(at, 0) : at + 2]
-        return any(first <= offset < end for first, end in candidates)
+        return is_within(self._runs, offset)
 
     def add(self, first: int, end: int) -> None:
         """The offsets from `first` up to `end` are done."""

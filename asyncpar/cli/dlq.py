@@ -50,7 +50,9 @@ _FILTERS = (
     click.option("--key", metavar="TEXT", help="The record's key, or 0x and hexadecimal digits."),
     click.option("--handler", metavar="NAME", help="Given up by this handler."),
     click.option(
-        "--reason", metavar="TEXT", help="exhausted, permanent, undecodable, poison_key, blocked or another."
+        "--reason",
+        metavar="TEXT",
+        help="exhausted, too_old, permanent, undecodable, poison_key, blocked or another.",
     ),
     click.option("--since", metavar="WHEN", help=f"Failed at this time or later: {_WHEN}"),
     click.option("--until", metavar="WHEN", help="Failed before this time."),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from asyncpar import headers
-from asyncpar.admin.dead_letters import METADATA_ONLY, DeadLetter
+from asyncpar.admin.dead_letters import DeadLetter
 from asyncpar.records import TopicPartition
 
 COLUMNS = ("part", "offset", "when", "origin", "key", "reason", "error", "attempts", "handler", "")
@@ -176,7 +176,7 @@ def in_full(letter: DeadLetter, max_bytes: int) -> str:
     lines += ["", _titled("key", record.key), *_content(record.key, max_bytes)]
     lines += ["", _titled("value", record.value), *_content(record.value, max_bytes)]
     if letter.is_metadata_only:
-        lines.append(f"  (left out on purpose: payload {METADATA_ONLY}; look for it at the origin)")
+        lines.append(f"  (left out on purpose: payload {headers.METADATA_ONLY}; look for it at the origin)")
     return "\n".join(lines)
 
 

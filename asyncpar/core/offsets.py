@@ -11,7 +11,9 @@ Runs are half-open pairs `(first, end)`. Called by the runtime's intake, workers
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from asyncpar.records import RawRecord
 
@@ -136,6 +138,12 @@ class OffsetTracker:
             self._blocking = blocking
             self._blocking_since = now
         return 0.0 if blocking is None else now - self._blocking_since
+
+
+def is_within(runs: Sequence[Run], offset: int) -> bool:
+    """One of `runs`, which ascend and do not overlap, has `offset` in it."""
+    at = bisect_right(runs, offset, key=itemgetter(0))
+    return at > 0 and offset < runs[at - 1][1]
 
 
 def merge_runs(runs: Iterable[Run]) -> list[Run]:

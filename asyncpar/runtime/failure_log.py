@@ -11,28 +11,23 @@ _MAX_CHARS = 300
 
 
 class FailureLog:
-    """One handler's failures."""
+    """One handler's failures, and its records that leave."""
 
-    __slots__ = ("_departed", "_handler", "_left_out", "_log", "_next", "_next_departure")
+    __slots__ = ("_departures", "_failures", "_handler", "_log")
 
     def __init__(self, log: logging.Logger, handler: str) -> None:
         self._log = log
         self._handler = handler
-        self._next = float("-inf")
-        self._left_out = 0
-        self._next_departure = float("-inf")
-        self._departed = 0
+        self._failures = _Spacing()
+        self._departures = _Spacing()
 
     def note(
         self, partition: TopicPartition, offset: int, attempt: int, error: BaseException | None, now: float
     ) -> None:
         """Log this failure, or count it for the next line."""
-        if now < self._next:
-            self._left_out += 1
+        left_out = self._failures.next_line(now)
+        if left_out is None:
             return
-        self._next = now + _SPACING_SECONDS
-        left_out, self._left_out = self._left_out, 0
-        more = f" ({left_out} more failures since the last line)" if left_out else ""
         self._log.warning(
             "handler %s failed on %s offset %d, attempt %d: %s%s",
             self._handler,
@@ -40,7 +35,7 @@ class FailureLog:
             offset,
             attempt,
             brief(error),
-            more,
+            f" ({left_out} more failures since the last line)" if left_out else "",
             exc_info=error,
         )
 
@@ -48,11 +43,9 @@ class FailureLog:
         self, partition: TopicPartition, offset: int, topic: str, reason: str, attempts: int, now: float
     ) -> None:
         """Log that a record leaves for `topic`, or count it for the next line."""
-        if now < self._next_departure:
-            self._departed += 1
+        left_out = self._departures.next_line(now)
+        if left_out is None:
             return
-        self._next_departure = now + _SPACING_SECONDS
-        departed, self._departed = self._departed, 0
         self._log.warning(
             "handler %s: %s offset %d goes to %s (%s, %d attempts)%s",
             self._handler,
@@ -61,8 +54,27 @@ class FailureLog:
             topic,
             reason or "its attempts here are used up",
             attempts,
-            f" ({departed} more records since the last line)" if departed else "",
+            f" ({left_out} more records since the last line)" if left_out else "",
         )
+
+
+class _Spacing:
+    """One line a second."""
+
+    __slots__ = ("_left_out", "_next")
+
+    def __init__(self) -> None:
+        self._next = float("-inf")
+        self._left_out = 0
+
+    def next_line(self, now: float) -> int | None:
+        """How many were left out before the line that may be written at `now`; None: not yet, it is counted."""
+        if now < self._next:
+            self._left_out += 1
+            return None
+        self._next = now + _SPACING_SECONDS
+        left_out, self._left_out = self._left_out, 0
+        return left_out
 
 
 def brief(error: BaseException | None) -> str:

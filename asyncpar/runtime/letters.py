@@ -5,6 +5,7 @@ Never here: whether a record becomes one (`core/failures.py`), or how it travels
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,10 +83,17 @@ def dead_letter_topic(declared: str, source: str) -> str:
     return source + declared if declared.startswith(".") else declared
 
 
+def dead_letter_topics(declared: str, sources: Collection[str]) -> list[str]:
+    """All that `declared` means for `sources`; without any, as for a pattern, the one topic that it names."""
+    if not sources and not declared.startswith("."):
+        return [declared]
+    return sorted({dead_letter_topic(declared, source) for source in sources})
+
+
 def dead_letter(topic: str, source: Source, failure: Failure, *, metadata_only: bool) -> OutgoingRecord:
     """A record for the dead-letter `topic`: same key, its own headers, then ours."""
     values = [*_history(source, failure), (headers.REASON, failure.reason)]
-    values += [(headers.PAYLOAD, "metadata_only" if metadata_only else None), (headers.NOT_BEFORE, None)]
+    values += [(headers.PAYLOAD, headers.METADATA_ONLY if metadata_only else None), (headers.NOT_BEFORE, None)]
     record = source.record
     return OutgoingRecord(
         topic=topic,

@@ -29,7 +29,7 @@ from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.runtime.deadlines import Deadlines
 from asyncpar.runtime.group_state import Clock, GroupState
 from asyncpar.runtime.handlers import Handler
-from asyncpar.runtime.letters import dead_letter_topic
+from asyncpar.runtime.letters import dead_letter_topics
 from asyncpar.runtime.outbox import Departure, Outbox
 from asyncpar.runtime.retries import RetryTimer
 from asyncpar.runtime.session import Session
@@ -341,10 +341,7 @@ def _departure_topics(pools: Iterable[HandlerPool]) -> list[tuple[str, str]]:
         if handler.dead_letter is None:
             continue
         sources = [name for name in handler.topics if name not in stops]
-        letters = {dead_letter_topic(handler.dead_letter, source) for source in sources}
-        if not letters and not handler.dead_letter.startswith("."):
-            letters = {handler.dead_letter}  # of a pattern: one topic for all that it matches
-        found += [(handler.name, name) for name in sorted(letters)]
+        found += [(handler.name, name) for name in dead_letter_topics(handler.dead_letter, sources)]
     return found
 
 

@@ -253,10 +253,9 @@ def _add_handler(builder: SnapshotBuilder, pool: HandlerPool, status: HandlerSta
     builder.add("timeouts_total", labels2, status.timeouts)
     for result in ("sent", "failed"):
         builder.add("retry_topics_total", (*labels2, result), _departed(pool, "retry", result))
+        builder.add("dead_letters_total", (*labels2, result), _departed(pool, "dead_letter", result))
     if pool.gate is not None:
         _add_gate(builder, pool.gate, labels2)
-    for result in ("sent", "failed"):
-        builder.add("dead_letters_total", (*labels2, result), _departed(pool, "dead_letter", result))
     builder.add("uncancellable_handlers", labels2, status.uncancellable)
     builder.add("workers_retired_total", labels2, pool.retired)
 

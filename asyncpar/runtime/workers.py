@@ -158,19 +158,11 @@ class HandlerPool:
         assert task is not None
         now = yielded = clock()
         while True:
-            if not ready:
-                if self._closing:
-                    return
-                await self._sleep_until_woken(me)
-                now = yielded = clock()
-                continue
-            if now > state.lease_until and not state.renew_lease(now):
-                if self._closing:
-                    return
-                await self._sleep_until_woken(me)
-                now = yielded = clock()
-                continue
-            if gate is not None and not gate.may_start(now):
+            if (
+                not ready
+                or (now > state.lease_until and not state.renew_lease(now))
+                or (gate is not None and not gate.may_start(now))
+            ):
                 if self._closing:
                     return
                 await self._sleep_until_woken(me)

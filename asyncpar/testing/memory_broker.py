@@ -12,14 +12,14 @@ import difflib
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from asyncpar.ports import ConsumerFactory, ProducerFactory
 from asyncpar.records import Committed, GroupToken, RawRecord, TopicPartition
 from asyncpar.testing.history import Recorder
 from asyncpar.testing.memory_group import MemoryGroup
 from asyncpar.testing.memory_link import REQUESTS, Code, Link, LinkError, RefusedError, Request, direct
-from asyncpar.testing.memory_topics import MemoryTopics, WriteCode
+from asyncpar.testing.memory_topics import MemoryTopics
 
 if TYPE_CHECKING:
     from asyncpar.adapters.aiokafka_config import ClientConfig
@@ -32,11 +32,6 @@ DISCONNECT = "DISCONNECT"
 """For `fail`: the request is lost together with its connection, the broker never saw it."""
 LOST_ANSWER = "LOST_ANSWER"
 """For `fail`: the broker does what was asked, and its answer is lost together with the connection."""
-
-AnyRequest: TypeAlias = Request | Literal["Produce"]
-"""The requests of consumers and of producers, by Kafka's names."""
-ANY_REQUESTS: tuple[AnyRequest, ...] = (*REQUESTS, "Produce")
-AnyCode: TypeAlias = Code | WriteCode
 
 
 class Fetched(NamedTuple):
@@ -51,7 +46,7 @@ class Fetched(NamedTuple):
 
 
 class _Fault(NamedTuple):
-    error: AnyCode | str
+    error: Code | str
     member: str | None
 
 
@@ -78,7 +73,7 @@ class MemoryBroker(MemoryTopics):
         self._groups: dict[str, MemoryGroup] = {}
         self._coordinators: dict[str, int] = {}
         self._loading: set[str] = set()
-        self._faults: dict[AnyRequest, list[_Fault]] = {}
+        self._faults: dict[Request, list[_Fault]] = {}
         self._made_consumers = 0
         self._made_producers = 0
 
@@ -206,47 +201,45 @@ class MemoryBroker(MemoryTopics):
         transaction.abort()
 
     def fail(
-        self, request: AnyRequest, error: AnyCode | str, times: int = 1, member: str | None = None
+        self, request: Request, error: Code | str, times: int = 1, member: str | None = None
     ) -> None:
         """Answer the next `times` requests of that name (of client `member` only) with `error`.
 
         `error` is a Kafka error's name such as "NOT_COORDINATOR", or DISCONNECT, or LOST_ANSWER.
         ValueError for an unknown one, or an unknown request.
         """
-        if request not in ANY_REQUESTS:
-            raise ValueError(f"unknown request {request!r}: one of {', '.join(ANY_REQUESTS)}")
-        known: AnyCode | str = error
+        if request not in REQUESTS:
+            raise ValueError(f"unknown request {request!r}: one of {', '.join(REQUESTS)}")
+        known: Code | str = error
         if not isinstance(error, str):
-            known = error if isinstance(error, WriteCode) else Code(error)
+            known = Code(error)
         elif error not in {DISCONNECT, LOST_ANSWER}:
-            codes: dict[str, AnyCode] = {**Code.__members__, **WriteCode.__members__}
-            if error not in codes:
-                near = difflib.get_close_matches(error, [*codes, DISCONNECT, LOST_ANSWER], n=1)
+            if error not in Code.__members__:
+                near = difflib.get_close_matches(error, [*Code.__members__, DISCONNECT, LOST_ANSWER], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"unknown error {error!r}{hint}")
-            known = codes[error]
+            known = Code[error]
         self._faults.setdefault(request, []).extend([_Fault(known, member)] * times)
 
     # -- what clients ask --------------------------------------------------------------------
 
-    async def ask(self, request: AnyRequest, member: str, serve: Callable[[], T]) -> T:
+    async def ask(self, request: Request, member: str, serve: Callable[[], T]) -> T:
         """One request of client `member` over the link. Raises LinkError, RefusedError."""
-        # A link carries whatever it is given: the name is for those who trouble requests of one kind.
-        return await self.link(cast(Request, request), member, partial(self._serve, request, member, serve))
+        return await self.link(request, member, partial(self._serve, request, member, serve))
 
-    def _serve(self, request: AnyRequest, member: str, serve: Callable[[], T]) -> T:
+    def _serve(self, request: Request, member: str, serve: Callable[[], T]) -> T:
         if self.is_down:
             raise LinkError("connection refused: the broker is down")
         if self._faults and (fault := self._next_fault(request, member)) is not None:
             if fault == LOST_ANSWER:
                 serve()
                 raise LinkError("the connection was lost before the answer came")
-            if isinstance(fault, Code | WriteCode):
-                raise RefusedError(cast(Code, fault))
+            if isinstance(fault, Code):
+                raise RefusedError(fault)
             raise LinkError("the connection was lost")
         return serve()
 
-    def _next_fault(self, request: AnyRequest, member: str) -> AnyCode | str | None:
+    def _next_fault(self, request: Request, member: str) -> Code | str | None:
         waiting = self._faults.get(request)
         if not waiting:
             return None

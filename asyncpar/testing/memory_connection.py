@@ -1,7 +1,7 @@
-"""A consumer's requests to the in-memory broker: to anybody, or to its group's coordinator.
+"""A client's requests to the in-memory broker: to anybody, or to a group's coordinator.
 
-Lives here: looking the coordinator up, one request at a time on its connection, time-outs. Never here: what
-requests mean. Called by `memory_member` and `memory_consumer`. Always: a coordinator that does not
+Lives here: the first contact, looking the coordinator up, one request at a time on its connection, time-outs. Never here: what
+requests mean. Called by `memory_member`, `memory_consumer` and `memory_producer`. Always: a coordinator that does not
 answer, or says that it is none, is forgotten and looked up again.
 """
 
@@ -10,17 +10,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from asyncpar.adapters.aiokafka_errors import no_right_on_group
-from asyncpar.testing.memory_broker import MemoryBroker
+from asyncpar.errors import AuthenticationError, BrokerUnreachableError
 from asyncpar.testing.memory_group import MemoryGroup
 from asyncpar.testing.memory_link import Code, LinkError, RefusedError, Request
+
+if TYPE_CHECKING:
+    from asyncpar.testing.memory_broker import MemoryBroker
 
 T = TypeVar("T")
 
 BACKOFF_SECONDS = 0.1
+REDIAL_SECONDS = 0.25
 MOVED = frozenset({Code.COORDINATOR_NOT_AVAILABLE, Code.NOT_COORDINATOR})
+
+
+async def dial(broker: MemoryBroker, name: str, timeout_s: float) -> None:
+    """The first contact of client `name`, tried until it is answered; the caller bounds it.
+
+    One try takes `timeout_s` at most. Raises AuthenticationError, BrokerUnreachableError.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await broker.ask("Connect", name, lambda: None)
+            return
+        except (LinkError, TimeoutError):
+            await asyncio.sleep(REDIAL_SECONDS)
+        except RefusedError as refused:
+            if refused.code is not Code.SASL_AUTHENTICATION_FAILED:
+                raise BrokerUnreachableError(f"the in-memory broker answered {refused}") from refused
+            raise AuthenticationError(
+                "the in-memory broker refused the credentials: check sasl_mechanism, sasl_username and "
+                "sasl_password"
+            ) from refused
+
+
+def unreachable(startup_timeout_ms: int) -> BrokerUnreachableError:
+    """Nobody answered for so long."""
+    return BrokerUnreachableError(
+        f"the in-memory broker did not answer within {startup_timeout_ms} ms: bring it up()"
+    )
 
 
 class MemoryConnection:

@@ -19,22 +19,19 @@ from asyncpar.adapters.aiokafka_errors import commit_answer, no_right_on_group, 
 from asyncpar.adapters.aiokafka_offsets import LONGEST_STRING_BYTES
 from asyncpar.errors import (
     AsyncparError,
-    AuthenticationError,
     AuthorizationError,
     BrokerError,
-    BrokerUnreachableError,
 )
 from asyncpar.ports import AssignmentListener, Subscription
 from asyncpar.records import Chunk, CommitAnswer, Committed, GroupToken, TopicPartition
 from asyncpar.testing.memory_broker import MemoryBroker
-from asyncpar.testing.memory_connection import BACKOFF_SECONDS, MemoryConnection
+from asyncpar.testing.memory_connection import BACKOFF_SECONDS, MemoryConnection, dial, unreachable
 from asyncpar.testing.memory_fetch import MemoryFetch
 from asyncpar.testing.memory_group import MemoryGroup
 from asyncpar.testing.memory_link import Code, LinkError, RefusedError
 from asyncpar.testing.memory_member import MemoryMember
 from asyncpar.testing.memory_metadata import MemoryMetadata
 
-REDIAL_SECONDS = 0.25
 CLEANUP_SECONDS = 3.0
 # At most, in seconds; with less time each gets its share.
 _LEAVE_SECONDS, _STOP_SECONDS, _CANCEL_SECONDS = 1.0, 3.0, 1.0
@@ -93,30 +90,10 @@ class MemoryConsumer:
     async def _connect(self, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
-                await self._dial()
+                await dial(self._broker, self.name, self._config.request_timeout_ms / 1000)
                 await self._connection.find_coordinator()
         except TimeoutError:
-            raise self._unreachable() from None
-
-    async def _dial(self) -> None:
-        while True:
-            try:
-                await self._connection.ask_any("Connect", lambda: None)
-                return
-            except LinkError:
-                await asyncio.sleep(REDIAL_SECONDS)
-            except RefusedError as refused:
-                if refused.code is not Code.SASL_AUTHENTICATION_FAILED:
-                    raise BrokerUnreachableError(f"the in-memory broker answered {refused}") from refused
-                raise AuthenticationError(
-                    "the in-memory broker refused the credentials: check sasl_mechanism, sasl_username and "
-                    "sasl_password"
-                ) from refused
-
-    def _unreachable(self) -> BrokerUnreachableError:
-        return BrokerUnreachableError(
-            f"the in-memory broker did not answer within {self._config.startup_timeout_ms} ms: bring it up()"
-        )
+            raise unreachable(self._config.startup_timeout_ms) from None
 
     def lease_from(self) -> float:
         """When the last Heartbeat or SyncGroup that was answered well was sent; -inf before."""

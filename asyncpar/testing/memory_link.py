@@ -1,4 +1,4 @@
-"""What passes between a consumer and the in-memory broker: requests by name, error codes, the link.
+"""What passes between a client and the in-memory broker: requests by name, error codes, the link.
 
 Lives here: the words that both sides speak. Never here: what a request does. Called by the other
 `memory_*` files, and by a simulation that brings a link of its own. Always: all asynchrony between
@@ -26,8 +26,9 @@ Request = Literal[
     "OffsetFetch",
     "Fetch",
     "ListOffsets",
+    "Produce",
 ]
-"""The requests that a consumer sends, by Kafka's names; `Connect` is the first contact, login included."""
+"""The requests of consumers and producers, by Kafka's names; `Connect` is the first contact, login included."""
 
 REQUESTS: tuple[Request, ...] = get_args(Request)
 
@@ -41,10 +42,12 @@ class Code(enum.IntEnum):
     LEADER_NOT_AVAILABLE = 5
     NOT_LEADER_OR_FOLLOWER = 6
     REQUEST_TIMED_OUT = 7
+    MESSAGE_TOO_LARGE = 10
     OFFSET_METADATA_TOO_LARGE = 12
     COORDINATOR_LOAD_IN_PROGRESS = 14
     COORDINATOR_NOT_AVAILABLE = 15
     NOT_COORDINATOR = 16
+    NOT_ENOUGH_REPLICAS = 19
     ILLEGAL_GENERATION = 22
     INCONSISTENT_GROUP_PROTOCOL = 23
     INVALID_GROUP_ID = 24
@@ -54,11 +57,15 @@ class Code(enum.IntEnum):
     INVALID_COMMIT_OFFSET_SIZE = 28
     TOPIC_AUTHORIZATION_FAILED = 29
     GROUP_AUTHORIZATION_FAILED = 30
+    OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+    INVALID_PRODUCER_EPOCH = 47
     KAFKA_STORAGE_ERROR = 56
     SASL_AUTHENTICATION_FAILED = 58
+    UNKNOWN_PRODUCER_ID = 59
     GROUP_ID_NOT_FOUND = 69
     MEMBER_ID_REQUIRED = 79
     FENCED_INSTANCE_ID = 82
+    INVALID_RECORD = 87
 
 
 class LinkError(Exception):
@@ -75,9 +82,9 @@ class RefusedError(Exception):
 
 
 class Link(Protocol):
-    """The way between a consumer and the broker.
+    """The way between a client and the broker.
 
-    Awaited for each request of consumer `member` (its name): calls `serve` when the request arrives
+    Awaited for each request of client `member` (its name): calls `serve` when the request arrives
     (not at all when it is lost, twice when it is repeated) and returns what it returned. Raises
     LinkError when request or answer is lost with the connection; waits for ever when nobody hears of
     it. JoinGroup and SyncGroup return a future of the broker: their answer comes later, without the link.

@@ -17,14 +17,13 @@ from asyncpar.adapters.aiokafka_producer_lane import Batch
 from asyncpar.adapters.aiokafka_producer_port import Answer
 from asyncpar.adapters.aiokafka_producer_topics import FOUND, UNKNOWN, Described
 from asyncpar.adapters.aiokafka_producer_wire import record_bytes
-from asyncpar.errors import AuthenticationError, BrokerUnreachableError
 from asyncpar.records import OutgoingRecord, TopicPartition
-from asyncpar.testing.memory_link import Code, LinkError, RefusedError
+from asyncpar.testing.memory_connection import dial, unreachable
+from asyncpar.testing.memory_link import LinkError, RefusedError
 
 if TYPE_CHECKING:
     from asyncpar.testing.memory_broker import MemoryBroker
 
-REDIAL_SECONDS = 0.25
 _NODE = 0
 
 
@@ -52,28 +51,9 @@ class _MemoryWire:
         """Dial until somebody answers, for `startup_timeout_ms`."""
         try:
             async with asyncio.timeout(self._startup_timeout_ms / 1000):
-                while True:
-                    if await self._has_answered():
-                        return
-                    await asyncio.sleep(REDIAL_SECONDS)
+                await dial(self._broker, self._name, self._timeout_s)
         except TimeoutError:
-            raise BrokerUnreachableError(
-                f"the in-memory broker did not answer within {self._startup_timeout_ms} ms: bring it up()"
-            ) from None
-
-    async def _has_answered(self) -> bool:
-        try:
-            await self._broker.ask("Connect", self._name, lambda: None)
-        except LinkError:
-            return False
-        except RefusedError as refused:
-            if refused.code is not Code.SASL_AUTHENTICATION_FAILED:
-                raise BrokerUnreachableError(f"the in-memory broker answered {refused}") from refused
-            raise AuthenticationError(
-                "the in-memory broker refused the credentials: check sasl_mechanism, sasl_username and "
-                "sasl_password"
-            ) from refused
-        return True
+            raise unreachable(self._startup_timeout_ms) from None
 
     async def producer_id(self) -> int:
         """A producer id that nobody else has; costs no request here."""

@@ -7,7 +7,6 @@ and by `memory_broker`. Always: a change of a log is told to those who watch it.
 from __future__ import annotations
 
 import difflib
-import enum
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,25 +20,13 @@ from asyncpar.adapters.aiokafka_producer_wire import record_bytes
 from asyncpar.errors import BrokerError, UnknownTopicError
 from asyncpar.records import TopicPartition
 from asyncpar.testing.history import Recorder
+from asyncpar.testing.memory_link import Code
 from asyncpar.testing.memory_log import MemoryRecord, PartitionLog
 
 Watcher = Callable[[TopicPartition], None]
 
 MAX_MESSAGE_BYTES = 1024 * 1024 + 12
 """The broker's `message.max.bytes`, which is a topic's `max.message.bytes` unless it says otherwise."""
-
-_UNKNOWN_TOPIC, _TOPIC_FORBIDDEN = 3, 29
-
-
-class WriteCode(enum.IntEnum):
-    """The error codes of Kafka's protocol that only who writes is given, by name and number."""
-
-    MESSAGE_TOO_LARGE = 10
-    NOT_ENOUGH_REPLICAS = 19
-    OUT_OF_ORDER_SEQUENCE_NUMBER = 45
-    INVALID_PRODUCER_EPOCH = 47
-    UNKNOWN_PRODUCER_ID = 59
-    INVALID_RECORD = 87
 
 
 class RecordPlace(NamedTuple):
@@ -192,12 +179,12 @@ class MemoryTopics:
         """
         logs = self._topics.get(tp.topic, [])
         if tp.partition >= len(logs):
-            return _UNKNOWN_TOPIC, -1
+            return Code.UNKNOWN_TOPIC_OR_PARTITION, -1
         if tp.topic in self._forbidden:
-            return _TOPIC_FORBIDDEN, -1
+            return Code.TOPIC_AUTHORIZATION_FAILED, -1
         size = BATCH_HEADER_BYTES + sum(map(record_bytes, batch.records))
         if size > self._most_bytes[tp.topic]:
-            return WriteCode.MESSAGE_TOO_LARGE, -1
+            return Code.MESSAGE_TOO_LARGE, -1
         producers = self._written.setdefault(tp, {})
         last = producers.get(batch.numbers.producer_id)
         if last is not None and last.numbers == batch.numbers:
@@ -271,15 +258,15 @@ class MemoryTransaction:
         self._sent.clear()
 
 
-def _refusal(last: _Written | None, numbers: Numbers) -> WriteCode | None:
+def _refusal(last: _Written | None, numbers: Numbers) -> Code | None:
     """Why a batch that is not the last one again does not follow it; None when it does."""
     if last is None:
         return None  # a broker that has forgotten a producer takes whatever comes
     if numbers.epoch < last.numbers.epoch:
-        return WriteCode.INVALID_PRODUCER_EPOCH
+        return Code.INVALID_PRODUCER_EPOCH
     is_same = numbers.epoch == last.numbers.epoch
     expected = last.numbers.sequence + last.records if is_same else 0
-    return None if numbers.sequence == expected else WriteCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+    return None if numbers.sequence == expected else Code.OUT_OF_ORDER_SEQUENCE_NUMBER
 
 
 @lru_cache(maxsize=65536)

@@ -24,8 +24,8 @@ from asyncpar.discovery import handler_functions
 from asyncpar.errors import ConfigurationError
 from asyncpar.groups import DeclaredGroup
 from asyncpar.ports import Consumer, Producer
+from asyncpar.runtime import letters
 from asyncpar.runtime.handlers import Handler
-from asyncpar.runtime.letters import dead_letter_topic
 from asyncpar.runtime.outbox import Departure
 from asyncpar.settings import Settings
 from asyncpar.settings_checks import check_names, checked, contradictions
@@ -228,8 +228,8 @@ def takes(group: DeclaredGroup, topic: str) -> bool:
 def dead_letter_topics(group: DeclaredGroup) -> list[str]:
     """Where the records of the topics that `group` names go when they are given up."""
     return [
-        dead_letter_topic(handler.dead_letter, topic)
+        topic
         for handler in group.handlers
         if handler.dead_letter is not None
-        for topic in handler.spec.topics
+        for topic in letters.dead_letter_topics(handler.dead_letter, handler.spec.topics)
     ]

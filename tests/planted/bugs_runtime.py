@@ -76,8 +76,8 @@ WORKERS = (
         "zombie-starts-work",
         "A worker looks at the watchdog's last word on the lease, not at the lease.",
         "runtime.workers",
-        old="if now > state.lease_until and not state.renew_lease(now):",
-        new="if state.lease_closed:",
+        old="or (now > state.lease_until and not state.renew_lease(now))",
+        new="or state.lease_closed",
         checks=("SERIAL",),
     ),
     Bug(
