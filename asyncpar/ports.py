@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+from asyncpar.errors import PublishError
 from asyncpar.records import (
     Chunk,
     CommitAnswer,
@@ -142,17 +143,25 @@ class Consumer(RecordSource, OffsetStore, LogBounds, Membership, Protocol):
     """One member of one group: what an adapter provides. Single-use: start once, stop once."""
 
 
+Late: TypeAlias = Callable[[PublishError], None]
+"""Hears why a record is not acknowledged yet."""
+
+
 class Producer(Protocol):
     """Writes records: idempotent, acknowledged by all replicas in sync, bounded in time."""
 
     async def start(self) -> None:
         """Connect. Raises BrokerUnreachableError, AuthenticationError, AuthorizationError."""
 
-    async def send(self, record: OutgoingRecord, timeout_s: float) -> tuple[TopicPartition, int]:
+    async def send(
+        self, record: OutgoingRecord, timeout_s: float, late: Late | None = None
+    ) -> tuple[TopicPartition, int]:
         """Write one record; where it is, once acknowledged. Concurrent calls share requests.
 
         Records of one key that are sent one after another (each awaited) lie in that order. Raises
-        PublishError, at the latest after about `timeout_s`; then the record may be there or not.
+        PublishError, at the latest after about `timeout_s`; then the record may be there or not. With `late`
+        a record that may be there is not given up, since sending it anew would double it: it is repeated as
+        it is for as long as it takes, and `late` is called about every `timeout_s`.
         """
 
     async def partition_count(self, topic: str, timeout_s: float) -> int | None:

@@ -1,8 +1,8 @@
 """aiokafka's network client for what is in no group: connecting it, and nothing that it would do by itself.
 
-Lives here: options, the first contact, its errors. Never here: requests. The base of the dead-letter producer's
-wire and of the reader. Always: the client's own metadata task, which would ask for all topics, does not run:
-whoever needs a topic asks for it.
+Lives here: options, the first contact, its errors. Never here: requests. The base of the dead-letter
+producer's wire and of the reader. Always: the client's own metadata task, which would ask for all topics,
+does not run: whoever needs a topic asks for it.
 """
 
 from __future__ import annotations

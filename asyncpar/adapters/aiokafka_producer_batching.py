@@ -31,6 +31,7 @@ from asyncpar.adapters.aiokafka_producer_topics import (
     ProducerTopics,
 )
 from asyncpar.errors import PublishError
+from asyncpar.ports import Late
 from asyncpar.records import OutgoingRecord, TopicPartition
 
 log = logging.getLogger(__name__)
@@ -108,30 +109,43 @@ class BatchingProducer:
 
     # -- what callers ask --------------------------------------------------------------------
 
-    async def send(self, record: OutgoingRecord, timeout_s: float) -> tuple[TopicPartition, int]:
+    async def send(
+        self, record: OutgoingRecord, timeout_s: float, late: Late | None = None
+    ) -> tuple[TopicPartition, int]:
         """Write one record; see the port. Offset -1: it is there, and the broker forgot where."""
         self._check(record.topic)
-        lane: Lane | None = None
-        entry: Entry | None = None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        until = began + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(until):
                 size = self._size_bytes(record)
                 tp = TopicPartition(record.topic, await self._partition(record))
-                self._check(record.topic)
-                lane = self._lanes.get(tp)
-                if lane is None:
-                    lane = self._lanes[tp] = Lane(tp)
-                entry = Entry(record, size, asyncio.get_running_loop().create_future())
-                lane.put(entry)
-                self._moving[tp] = lane
-                self._wake()
-                return tp, await entry.offset
         except TimeoutError:
-            raise self._too_late(record.topic, lane, entry, timeout_s) from None
+            raise PublishError(
+                f"record for topic {record.topic!r} was not sent within {timeout_s} s: "
+                f"{self._topics.trouble}",
+                "unreachable",
+            ) from None
+        self._check(record.topic)
+        lane = self._lanes.get(tp)
+        if lane is None:
+            lane = self._lanes[tp] = Lane(tp)
+        entry = Entry(record, size, loop.create_future())
+        lane.put(entry)
+        self._moving[tp] = lane
+        self._wake()
+        try:
+            while not await _ends(entry.offset, until - loop.time()):
+                error = _too_late(lane, entry, loop.time() - began)
+                if late is None or not lane.may_have_sent(entry):
+                    raise error
+                late(error)
+                until += timeout_s
+            return tp, entry.offset.result()
         finally:
-            if lane is not None and entry is not None:
-                entry.offset.cancel()
-                lane.drop(entry)
+            entry.offset.cancel()
+            lane.drop(entry)
 
     async def partition_count(self, topic: str, timeout_s: float) -> int | None:
         """How many partitions `topic` has; see the port."""
@@ -191,16 +205,6 @@ class BatchingProducer:
         turn = self._turns[topic]
         self._turns[topic] = turn + 1
         return usable[turn % len(usable)]
-
-    def _too_late(self, topic: str, lane: Lane | None, entry: Entry | None, timeout_s: float) -> PublishError:
-        if lane is None or entry is None:
-            return PublishError(
-                f"record for topic {topic!r} was not sent within {timeout_s} s: {self._topics.trouble}",
-                "unreachable",
-            )
-        reason, why = lane.trouble or Trouble("unreachable", "the broker has not answered yet")
-        how = "may be there, but was not acknowledged" if lane.may_have_sent(entry) else "was not sent"
-        return PublishError(f"record for {lane.tp} {how} within {timeout_s} s: {why}", reason)
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -321,6 +325,19 @@ class BatchingProducer:
         for lane in self._moving.values():
             if lane.tp.topic == topic and not lane.is_busy:
                 lane.fail(error)
+
+
+async def _ends(future: asyncio.Future[int], seconds: float) -> bool:
+    """Whether `future` is done within `seconds`; it goes on if not."""
+    if not future.done():
+        await asyncio.wait([future], timeout=max(0.0, seconds))
+    return future.done()
+
+
+def _too_late(lane: Lane, entry: Entry, seconds: float) -> PublishError:
+    reason, why = lane.trouble or Trouble("unreachable", "the broker has not answered yet")
+    how = "may be there, but was not acknowledged" if lane.may_have_sent(entry) else "was not sent"
+    return PublishError(f"record for {lane.tp} {how} within {round(seconds, 1)} s: {why}", reason)
 
 
 async def _settle(tasks: Collection[asyncio.Task[None]], seconds: float) -> None:

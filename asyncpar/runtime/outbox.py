@@ -183,11 +183,15 @@ class Outbox:
                 )
                 return wait
             departure.may_leave = None
-        try:
-            await self._producer.send(departure.outgoing, _SEND_SECONDS)
-        except PublishError as error:
+
+        def refused(error: PublishError) -> None:
             count(self.sent, (departure.kind, departure.handler, "failed"))
             state.hold(tp, DEPARTURES, f"{target} does not take offset {departure.record.offset}: {error}")
+
+        try:
+            await self._producer.send(departure.outgoing, _SEND_SECONDS, refused)
+        except PublishError as error:
+            refused(error)
             return -1.0
         count(self.sent, (departure.kind, departure.handler, "sent"))
         self._departed(departure)

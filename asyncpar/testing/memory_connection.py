@@ -1,8 +1,8 @@
 """A client's requests to the in-memory broker: to anybody, or to a group's coordinator.
 
-Lives here: the first contact, looking the coordinator up, one request at a time on its connection, time-outs. Never here: what
-requests mean. Called by `memory_member`, `memory_consumer` and `memory_producer`. Always: a coordinator that does not
-answer, or says that it is none, is forgotten and looked up again.
+Lives here: the first contact, looking the coordinator up, one request at a time on its connection, time-outs.
+Never here: what requests mean. Called by `memory_member`, `memory_consumer` and `memory_producer`. Always: a
+coordinator that does not answer, or says that it is none, is forgotten and looked up again.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, Self
 from asyncpar.core.backpressure import Limits
 from asyncpar.core.failures import FailureRules
 from asyncpar.errors import BrokerError, PublishError
-from asyncpar.ports import AssignmentListener, Subscription
+from asyncpar.ports import AssignmentListener, Late, Subscription
 from asyncpar.records import (
     Chunk,
     CommitAnswer,
@@ -208,7 +208,9 @@ class FakeProducer:
         """See the port."""
         self.is_started = True
 
-    async def send(self, record: OutgoingRecord, timeout_s: float) -> tuple[TopicPartition, int]:
+    async def send(
+        self, record: OutgoingRecord, timeout_s: float, late: Late | None = None
+    ) -> tuple[TopicPartition, int]:
         """See the port."""
         if self.hold is not None:
             await self.hold.wait()

@@ -15,6 +15,7 @@ from asyncpar.core.backoff import exp_full_jitter
 from asyncpar.core.dead_letter_budget import BudgetRules
 from asyncpar.core.offset_codec import decode
 from asyncpar.errors import DecodeError, DrainIncompleteError, PublishError, UnknownTopicError
+from asyncpar.ports import Late
 from asyncpar.records import Committed, OutgoingRecord, RawRecord, TopicPartition
 from asyncpar.runtime import outbox, snapshots
 from asyncpar.runtime.group_state import GroupState
@@ -135,6 +136,37 @@ async def test_an_outage_holds_only_the_partition_and_ends_in_order(caplog: pyte
     assert len(told) == 2
     assert "t[0] is held: t.dlq does not take offset 0" in told[0]
     assert "no longer held" in told[1]
+
+
+async def test_a_letter_that_may_be_there_is_waited_for_and_not_sent_anew() -> None:
+    """Its partition is held meanwhile, and each time that it is late counts as a failure."""
+    go_on = asyncio.Event()
+
+    class Slow(FakeProducer):
+        async def send(
+            self, record: OutgoingRecord, timeout_s: float, late: Late | None = None
+        ) -> tuple[TopicPartition, int]:
+            assert late is not None
+            late(UNREACHABLE)
+            late(UNREACHABLE)
+            await go_on.wait()
+            return await super().send(record, timeout_s, late)
+
+    consumer, producer = FakeConsumer(log("t", "bad")), Slow()
+    async with Running(consumer, failing(b"bad", attempts=1), producer=producer) as run:
+        state = run.runtime.state
+        await until(lambda: T0 in state.holds)
+        assert list(state.holds[T0].values()) == ["t.dlq does not take offset 0: no broker answers"]
+        go_on.set()
+        await until(lambda: consumer.stored.get(T0) == Committed(1, ""))
+        assert not state.holds
+        assert state.outbox is not None
+        assert state.outbox.sent == {
+            ("dead_letter", "handle", "failed"): 2,
+            ("dead_letter", "handle", "sent"): 1,
+        }
+        await run.stop()
+    assert offsets(producer) == [0]
 
 
 async def test_a_record_that_comes_as_the_last_one_has_left_leaves_too(
@@ -360,9 +392,11 @@ async def test_what_a_handler_sets_does_not_travel_with_its_record() -> None:
     seen: list[str] = []
 
     class Watching(FakeProducer):
-        async def send(self, record: OutgoingRecord, timeout_s: float) -> tuple[TopicPartition, int]:
+        async def send(
+            self, record: OutgoingRecord, timeout_s: float, late: Late | None = None
+        ) -> tuple[TopicPartition, int]:
             seen.append(TENANT.get())
-            return await super().send(record, timeout_s)
+            return await super().send(record, timeout_s, late)
 
     async def handle(_: RawRecord) -> None:
         TENANT.set("somebody")

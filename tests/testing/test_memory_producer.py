@@ -94,6 +94,32 @@ def test_a_lost_answer_makes_no_second_record(fault: str) -> None:
 
 
 @virtually
+async def test_what_may_be_there_is_not_given_up_by_who_can_wait() -> None:
+    """Told every second why it takes so long; then it is there once, and so is what was sent behind it."""
+    r = await rig()
+    r.broker.fail("Produce", LOST_ANSWER, times=8)
+    heard: list[PublishError] = []
+    first = asyncio.create_task(r.producer.send(OutgoingRecord("t", b"k", b"a"), 1.0, heard.append))
+    await until(lambda: len(heard) == 3)
+    assert await r.send(b"b", timeout_s=60.0) == 1
+    assert await first == (P0, 0)
+    assert r.values() == [b"a", b"b"]
+    assert {error.reason for error in heard} == {"unreachable"}
+    assert "may be there, but was not acknowledged within 3.0 s" in str(heard[2])
+
+
+@virtually
+async def test_what_was_never_sent_is_given_up_by_who_can_wait_as_well() -> None:
+    """It can be sent anew without a double."""
+    r = await rig()
+    r.broker.down()
+    record, heard = OutgoingRecord("t", b"k", b"a"), list[PublishError]()
+    with pytest.raises(PublishError, match="was not sent within 1.0 s"):
+        await r.producer.send(record, 1.0, heard.append)
+    assert not heard
+
+
+@virtually
 async def test_a_copy_that_comes_late_is_refused() -> None:
     """A record whose caller was told that it failed never lands behind one that was sent after it."""
     link = Late()
