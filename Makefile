@@ -9,10 +9,11 @@ LIVES ?= 500
 FAULTS ?= 1000
 TIMES ?= 50
 MINUTES ?= 30
+WORKLOAD ?= p1
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test unit simulate chaos rebalances soak planted core lint format types contracts docs pages bench ci lock clean
+.PHONY: help demo test unit simulate chaos rebalances kills outage soak planted core lint format types contracts docs pages bench ci lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,8 +32,8 @@ $(STAMP): requirements-dev.lock pyproject.toml
 demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker needed
 	@$(BIN)/asyncpar demo --seconds $(SECONDS_OF_DEMO)
 
-bench: $(STAMP)  ## measure this machine; every figure with what it was measured on
-	@$(BIN)/python benchmarks/p1.py
+bench: $(STAMP)  ## measure this machine (WORKLOAD=p1, p4, p7); every figure with what it was measured on
+	@$(BIN)/python benchmarks/$(WORKLOAD).py
 
 # --- to trust it -----------------------------------------------------------------------------------
 
@@ -50,6 +51,14 @@ chaos: $(STAMP)  ## real faults on a real Kafka until FAULTS=1000 have struck, e
 
 rebalances: $(STAMP)  ## members join and leave TIMES=50 times under load on a real Kafka: no record runs twice
 	@$(BIN)/python -m tests.rebalances --times $(TIMES)
+
+kills: TIMES = 100
+kills: $(STAMP)  ## kill -9 on the way to a dead letter, TIMES=100 times on a real Kafka: none is lost
+	@$(BIN)/python -m tests.letters kills --times $(TIMES)
+
+outage: MINUTES = 3
+outage: $(STAMP)  ## what a handler depends on is out for MINUTES=3, with a breaker, then with a budget
+	@$(BIN)/python -m tests.letters outage --minutes $(MINUTES)
 
 soak: $(STAMP)  ## MINUTES=30 at half of what a member can do: memory, descriptors, tasks and lag must not grow
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)

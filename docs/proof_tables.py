@@ -19,6 +19,7 @@ from asyncpar.testing.checker_budget import Budget
 from asyncpar.testing.checker_calls import Order, Serial
 from asyncpar.testing.checker_commits import CommitLaws, Lost, Stuck
 from asyncpar.testing.checker_duplicates import Duplicates
+from asyncpar.testing.checker_letters import DeadLetters
 from asyncpar.testing.checker_model import Check, Checker
 from asyncpar.testing.simulation import plan
 from asyncpar.testing.simulation.faults import FAULTS
@@ -30,7 +31,16 @@ from tests.planted.bugs import BUGS
 from tests.wire.case import ALWAYS, Case, Code
 from tests.wire.cases import CASES
 
-_CHECKERS: tuple[type[Checker], ...] = (Lost, Order, Serial, CommitLaws, Stuck, Duplicates, Budget)
+_CHECKERS: tuple[type[Checker], ...] = (
+    Lost,
+    Order,
+    Serial,
+    CommitLaws,
+    Stuck,
+    Duplicates,
+    DeadLetters,
+    Budget,
+)
 _TOLD_BY_ANOTHER = {"UNKNOWN"}
 _SEEDS = range(1_000)
 """So many plans are drawn to see every value that a life may have."""
@@ -90,6 +100,13 @@ _DRAWN: Mapping[str, Callable[[Plan], object]] = {
     "rebalances revoke only what moves": lambda one: one.cooperative,
     "members are static (`group_instance_id`)": lambda one: one.static,
     "attempts": lambda one: one.attempts or "no limit",
+    "some records never succeed and become dead letters": lambda one: one.letters is not None,
+    "and so does what cannot be decoded": lambda one: one.letters is not None and one.letters.undecodable,
+    "a topic of dead letters has partitions": lambda one: one.letters.partitions if one.letters else None,
+    "with dead letters: `dead_letter_budget`": lambda one: bool(one.letters and one.letters.budget),
+    "with dead letters: `breaker`": lambda one: bool(one.letters and one.letters.breaker),
+    "with dead letters: `poison_keys`": lambda one: bool(one.letters and one.letters.poison),
+    "with dead letters: `rate_limit`": lambda one: bool(one.letters and one.letters.rate),
 }
 
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from asyncpar.records import TopicPartition as TopicPartition
     from asyncpar.testing.app import TestApp as TestApp
+    from asyncpar.testing.checker_letters import letter_of as letter_of
     from asyncpar.testing.checkers import Fault as Fault
     from asyncpar.testing.checkers import Final as Final
+    from asyncpar.testing.checkers import Letter as Letter
     from asyncpar.testing.checkers import Report as Report
     from asyncpar.testing.checkers import Rules as Rules
     from asyncpar.testing.checkers import check as check
@@ -41,6 +43,7 @@ _HOMES = {
     "History": "testing.history",
     "HistoryFile": "testing.history",
     "LOST_ANSWER": "testing.memory_broker",
+    "Letter": "testing.checkers",
     "MemoryBroker": "testing.memory_broker",
     "RecordPlace": "testing.memory_topics",
     "RecordingConsumer": "testing.recording",
@@ -51,6 +54,7 @@ _HOMES = {
     "UnsettledError": "testing.unsettled",
     "check": "testing.checkers",
     "handling": "testing.history",
+    "letter_of": "testing.checker_letters",
     "read": "testing.history",
 }
 
@@ -64,6 +68,7 @@ __all__ = [
     "Handled",
     "History",
     "HistoryFile",
+    "Letter",
     "MemoryBroker",
     "RecordPlace",
     "RecordingConsumer",
@@ -74,6 +79,7 @@ __all__ = [
     "UnsettledError",
     "check",
     "handling",
+    "letter_of",
     "read",
 ]
 

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from asyncpar.records import TopicPartition
-from asyncpar.testing.checker_model import Call, Checker, FaultSink, Partition, Rules, Sent, Tenure
+from asyncpar.testing.checker_model import Call, Checker, FaultSink, Partition, Sent, Tenure
+from asyncpar.testing.checker_rules import Rules
 from asyncpar.testing.history import Event
 
 
@@ -18,9 +19,10 @@ class Budget(Checker):
     """BUDGET: delivered and not settled, at most `max_in_flight` records, and bytes plus one chunk.
 
     And of calls, stragglers included, at most `concurrency` at a time: each keeps its slot until it ends.
-    Counted is what was surely held: a record that started later, from the poll that delivered it until it
-    was done; or, when it never was or was delivered once more first, until its last attempt ended; or until
-    its revoke began, which drops the queue. What a halt drops never starts and is not counted.
+    Counted is what was surely held: a record that started later, or whose dead letter was acknowledged, from
+    the poll that delivered it until it was done; or, when it never was or was delivered once more first,
+    until its last attempt ended; or until its revoke began, which drops the queue. What a halt drops never
+    starts and is not counted.
     """
 
     def __init__(self, rules: Rules, found: FaultSink, events: Sequence[Event]) -> None:
@@ -75,6 +77,20 @@ class Budget(Checker):
             self._change(call.start.member, call.end_index, record, -1)
         else:
             tenure.started[record] = call.end_index
+
+    def settled(self, part: Partition, record: Sent, event: Event, index: int) -> None:
+        """Held until now: by the member that says so, from its poll on, whether it started or not."""
+        member, tenure = event.member, part.tenures.get(event.member)
+        if tenure is None:
+            return
+        polled, ended = tenure.held.pop(record.offset, None), tenure.started.pop(record, None)
+        if ended is not None and polled is not None and 0 <= ended < polled:
+            self._change(member, ended, record, -1)  # dropped after its last attempt, and delivered once more
+            ended = None
+        if ended is None and polled is not None:
+            self._change(member, polled, record, 1)
+        if ended is not None or polled is not None:
+            self._change(member, index, record, -1)
 
     def revoked(self, tenure: Tenure, index: int) -> None:
         """The queue is dropped."""

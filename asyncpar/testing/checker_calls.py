@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 
+from asyncpar.core.offsets import is_within
 from asyncpar.testing.checker_model import (
     NS_PER_MS,
     STEP_NS,
@@ -18,11 +19,11 @@ from asyncpar.testing.checker_model import (
     FaultSink,
     Lane,
     Partition,
-    Rules,
     Sent,
     Tenure,
 )
-from asyncpar.testing.checker_restored import is_within, restored_runs
+from asyncpar.testing.checker_restored import restored_runs
+from asyncpar.testing.checker_rules import Rules
 from asyncpar.testing.history import Event
 
 _CANCEL_NS = 1_000_000_000
@@ -40,10 +41,11 @@ class Order(Checker):
     Replays are no faults: another tenure may begin at earlier records again, in order. Within a tenure a
     step back needs a `seek` at or below the record since; and a step forward leaves out nothing but what was
     restored as done, or done by the member's own straggler meanwhile. A record that no handler was ever
-    given is lost, or stuck: its followers are not to blame. Nothing of a partition starts behind the last
-    attempt that a record of it is given (`attempts`), unless somebody seeks. UNKNOWN: a call for a record
-    that was never sent, or not with that key. (Source: TESTING, "with replays from a committed offset
-    removed, handled order = produced order".)
+    given is lost, or stuck: its followers are not to blame. A record that becomes a dead letter is settled
+    when that is acknowledged. Without dead letters nothing of a partition starts behind the last attempt that
+    a record of it is given (`attempts`), unless somebody seeks. UNKNOWN: a call for a record that was never
+    sent, or not with that key. (Source: TESTING, "with replays from a committed offset removed, handled
+    order = produced order".)
     """
 
     def started(self, call: Call) -> None:
@@ -73,9 +75,9 @@ class Order(Checker):
         self.found("ORDER", f"{what} for the last time and halted the partition", last, call.start)
 
     def ended(self, call: Call) -> None:
-        """Count failed attempts: the last one halts the partition."""
+        """Count failed attempts: the last one halts the partition, where there are no dead letters."""
         tenure, end = call.tenure, call.end
-        if self.rules.attempts is None or end is None or tenure is None:
+        if self.rules.attempts is None or self.rules.letters is not None or end is None or tenure is None:
             return
         if end.detail != "failed" or tenure.over or (tenure.seeks and call.index < tenure.seeks[-1][0]):
             return

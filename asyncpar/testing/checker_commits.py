@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from asyncpar.records import TopicPartition
-from asyncpar.testing.checker_model import Checker, Commit, FaultSink, Final, Partition, Rules, Sent, Tenure
+from asyncpar.testing.checker_model import Checker, Commit, FaultSink, Partition, Sent, Tenure
 from asyncpar.testing.checker_restored import restored_runs, runs_of
+from asyncpar.testing.checker_rules import Final, Rules
 from asyncpar.testing.history import Event
 
 _NAMED = 5

@@ -14,6 +14,7 @@ from asyncpar.core.offset_codec import MAX_CHARS
 from asyncpar.records import CommitAnswer
 from asyncpar.testing.checker_model import STEP_NS, Call, Checker, Commit, Partition, Sent, Tenure
 from asyncpar.testing.checker_restored import covers, runs_of
+from asyncpar.testing.history import Event
 
 _FULL_SHARE = 0.75
 _HEAD_CHARS = 13
@@ -25,6 +26,9 @@ _FINAL_ANSWERS = frozenset({CommitAnswer.FORBIDDEN.value, CommitAnswer.UNKNOWN_T
 
 class Duplicates(Checker):
     """DUPLICATES: no start after an end ok, but after an unclean loss of the partition in between.
+
+    Where a record was settled otherwise after its last call (`done`: its dead letter was acknowledged, or it
+    was skipped), that counts as an end ok.
 
     Unclean: dead, lost, displaced, or removed (a commit answered stale). A clean release or stop counts as
     unclean only for what could not be committed: the final commit failed, another commit of the member still
@@ -41,8 +45,21 @@ class Duplicates(Checker):
 
     def ended(self, call: Call) -> None:
         """Remember a success that counts."""
-        end, record, tenure = call.end, call.record, call.tenure
-        if end is None or end.detail != "ok" or record is None or tenure is None:
+        if call.end is not None and call.end.detail == "ok":
+            self._remember(call)
+
+    def settled(self, part: Partition, record: Sent, event: Event, index: int) -> None:
+        """Remember it as if the call that did not end well had ended here, and well."""
+        tried = record.tried
+        if tried is not None and tried.start.member == event.member:
+            call = Call(part, tried.start, tried.index, tried.tenure, tried.lane)
+            call.end, call.end_index = event, index
+            self._remember(call)
+
+    @staticmethod
+    def _remember(call: Call) -> None:
+        record, tenure = call.record, call.tenure
+        if record is None or tenure is None:
             return
         if not tenure.over:
             if call.index >= tenure.resumed:  # else it is of the log before its truncation
@@ -153,12 +170,13 @@ def _first_gap(part: Partition, tenure: Tenure) -> int:
     """
     if tenure.first_gap is None:
         log, member = part.log, tenure.assign.member
-        start = tenure.seeks[0][1] if tenure.seeks else 0
+        # After a truncation it began again, with nothing done.
+        since = max(tenure.index, tenure.resumed)
+        start = next((offset for index, offset in tenure.seeks if index >= tenure.resumed), 0)
         tenure.first_gap = _NO_GAP
         for record in islice(log.ordered, bisect_left(log.offsets, start), None):
-            its_own = (
-                tenure.index < index < tenure.closed_index for by, index in record.ends if by == member
-            )
+            settled = record.ends + record.dones
+            its_own = (since < index < tenure.closed_index for by, index in settled if by == member)
             # What is gone from the log by now may have been the gap while it was there.
             if not any(its_own):
                 tenure.first_gap = record.offset

@@ -13,11 +13,22 @@ from pathlib import Path
 from typing import get_args
 
 from asyncpar.records import CommitAnswer, TopicPartition
-from asyncpar.testing.history import Event, History, HistoryFile, Kind, Recorder, read
+from asyncpar.testing.history import (
+    DEAD_LETTER,
+    RETRY,
+    SKIPPED,
+    Event,
+    History,
+    HistoryFile,
+    Kind,
+    Recorder,
+    read,
+)
 
 _KINDS = frozenset(get_args(Kind))
 _WORDS: Mapping[str, frozenset[str]] = {
     "end": frozenset({"ok", "failed", "cancelled"}),
+    "done": frozenset({SKIPPED, DEAD_LETTER, RETRY}),
     "answer": frozenset(answer.value for answer in CommitAnswer),
 }
 """What the `detail` of an event of this kind may be."""

@@ -1,4 +1,4 @@
-"""What the checkers know of a run: rules, faults, records, tenures, calls and commits.
+"""What the checkers know of a run: faults, records, tenures, calls and commits.
 
 Plain data, derived from a history by `checker_replay` and judged by the checkers beside it; a `Checker`
 hears of one thing after the other, in the order of time. Never here: anything that the engine says about
@@ -10,106 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal
 
 from asyncpar.records import CommitAnswer, TopicPartition
+from asyncpar.testing.checker_rules import Rules
 from asyncpar.testing.history import Event
 
-Check = Literal["LOST", "ORDER", "SERIAL", "COMMIT", "STUCK", "DUPLICATES", "BUDGET", "UNKNOWN"]
+Check = Literal[
+    "LOST", "ORDER", "SERIAL", "COMMIT", "STUCK", "DUPLICATES", "DEAD LETTER", "BUDGET", "UNKNOWN"
+]
 _ACKNOWLEDGED = CommitAnswer.ACKNOWLEDGED.value
 NS_PER_MS = 1_000_000
 REVOKE_COMMIT_NS = 1_500_000_000
 """A revoke keeps this much of its time for the final commit (source: DECISIONS, the drain's deadline)."""
 STEP_NS = 500_000
 """A handler with a task of its own begins, and is known to have ended, some steps of the loop later."""
-
-
-Ordering = Literal["key", "partition", "unordered"]
-Replays = Literal["recorded", "any"]
-Reset = Literal["earliest", "latest"]
-Rebalancing = Literal["eager", "cooperative"]
-_WORDS = {
-    "order": get_args(Ordering),
-    "replays": get_args(Replays),
-    "offset_reset": get_args(Reset),
-    "rebalancing": get_args(Rebalancing),
-}
-
-
-class Final(NamedTuple):
-    """What the broker holds of a partition at the end: the group's committed offset and the log's end."""
-
-    committed: int | None
-    end: int
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the run was set to. None: not known, and what depends on it is not judged.
-
-    `order` is the handlers'. `replays="any"`: the history tells of calls only, not of assignments and
-    commits; then every step back in a key is taken for a replay, and COMMIT, DUPLICATES and the rules of
-    revokes are not judged. `slots` is the handlers' concurrency when they run in threads, and 1 on the event
-    loop. `concurrency`: how many calls one member may run at a time, over all that its history tells of.
-    `attempts`: a record that has failed so often halts its partition. `tolerance_ns` is how far apart two
-    processes (or threads) may have seen one thing: 0 in a simulation. `chunk_bytes` is the most that one
-    fetch brings. `rebalancing`: in a cooperative group the broker cannot tell whose a partition is by the
-    generation of a commit. `finals`: partitions that must have come to rest,
-    `{TopicPartition("orders", 0): Final(42, 42)}`; plain tuples will do. Raises ValueError, TypeError.
-    """
-
-    order: Ordering = "key"
-    replays: Replays = "recorded"
-    offset_reset: Reset = "earliest"
-    slots: int = 1
-    session_timeout_ms: int | None = None
-    max_revoke_grace_ms: int | None = None
-    shutdown_drain_timeout_ms: int | None = None
-    max_in_flight: int | None = None
-    max_in_flight_bytes: int | None = None
-    concurrency: int | None = None
-    attempts: int | None = None
-    chunk_bytes: int = 0
-    rebalancing: Rebalancing = "eager"
-    tolerance_ns: int = 0
-    finals: Mapping[TopicPartition, Final] | None = None
-
-    def __post_init__(self) -> None:
-        for name, words in _WORDS.items():
-            if getattr(self, name) not in words:
-                choices = " or ".join(map(repr, words))
-                raise ValueError(f"Rules({name}={getattr(self, name)!r}) is not allowed; give {choices}")
-        for name, value in vars(self).items():
-            is_number = isinstance(value, int) and not isinstance(value, bool)
-            if name not in _WORDS and name != "finals" and value is not None and not is_number:
-                raise TypeError(f"Rules({name}={value!r}) is not allowed; give a whole number")
-        object.__setattr__(self, "finals", _finals(self.finals))
-
-    def lane_of(self, key: bytes | None, offset: int) -> Hashable:
-        """What orders a record: its key, its partition (""), or nothing but itself (its offset)."""
-        if self.order == "partition":
-            return ""
-        return offset if key is None or self.order == "unordered" else key
-
-
-def _finals(given: object) -> dict[TopicPartition, Final] | None:
-    """`given` with its tuples named; TypeError for what is none."""
-    if given is None:
-        return None
-    try:
-        items: list[tuple[Any, Any]] = list(given.items())  # type: ignore[attr-defined]
-        finals = {TopicPartition(*tp): Final(*final) for tp, final in items}
-    except (AttributeError, TypeError):
-        finals = {}
-    if not finals and given != {}:
-        raise TypeError(
-            f"Rules(finals={given!r}) is not allowed; give committed offset and end of the log of each "
-            'partition: {("orders", 0): (42, 42)}'
-        )
-    for tp, final in finals.items():
-        if not all(isinstance(one, int) for one in (tp.partition, final.committed or 0, final.end)):
-            raise TypeError(f"Rules(finals=...) has {final!r} for {tp}; both are offsets")
-    return finals
 
 
 @dataclass(frozen=True)
@@ -121,8 +36,11 @@ class Fault:
     events: tuple[Event, ...] = ()
 
     def __str__(self) -> str:
-        shown = "".join(f"\n      {event}" for event in self.events)
-        return f"{self.check} {self.text}{shown}"
+        return f"{self.check} {self.told()}"
+
+    def told(self) -> str:
+        """How it was broken, and the events below each other."""
+        return self.text + "".join(f"\n      {event}" for event in self.events)
 
 
 class Sent:
@@ -130,6 +48,7 @@ class Sent:
 
     __slots__ = (
         "adopted",
+        "dones",
         "ends",
         "ghost",
         "key",
@@ -139,6 +58,7 @@ class Sent:
         "rank",
         "settled",
         "size",
+        "tried",
     )
 
     def __init__(self, offset: int, key: bytes | None, size: int) -> None:
@@ -157,6 +77,10 @@ class Sent:
         """
         self.ends: tuple[tuple[str, int], ...] = ()
         """The successful calls: the member, and the index of the event."""
+        self.dones: tuple[tuple[str, int], ...] = ()
+        """How it was settled otherwise: the same of each `done`."""
+        self.tried: Call | None = None
+        """The last call that did not end well."""
         self.ok: Call | None = None
         """The last successful call whose success its member could count."""
         self.adopted: tuple[Call, Tenure] | None = None
@@ -256,9 +180,10 @@ class Tenure:
         return self.cut > self.resumed
 
     def is_adopted(self, record: Sent) -> bool:
-        """A straggler of the same member has done it during this tenure."""
+        """A straggler of the same member has done it during this tenure, or it was settled otherwise."""
         since = max(self.index, self.resumed)
-        return any(member == self.assign.member and index > since for member, index in record.ends)
+        settled = record.ends + record.dones
+        return any(member == self.assign.member and index > since for member, index in settled)
 
     def drain_ns(self, grace_ms: int) -> int | None:
         """Until when its revoke waits for what runs; None when it was not revoked."""
@@ -373,6 +298,9 @@ class Checker:
 
     def ended(self, call: Call) -> None:
         """A handler ended; it is not among those that run any more."""
+
+    def settled(self, part: Partition, record: Sent, event: Event, index: int) -> None:
+        """A record was settled without a handler's success."""
 
     def polled(self, part: Partition, tenure: Tenure, event: Event, index: int) -> None:
         """A chunk was delivered."""

@@ -12,8 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from asyncpar.records import CommitAnswer, TopicPartition
-from asyncpar.testing.checker_model import Call, Checker, Commit, Lane, Log, Partition, Rules, Sent, Tenure
-from asyncpar.testing.history import DELETE_RECORDS, FAILED, OVERWRITE, TRUNCATE, Event
+from asyncpar.testing.checker_logs import logs_of
+from asyncpar.testing.checker_model import Call, Checker, Commit, Log, Partition, Tenure
+from asyncpar.testing.checker_rules import Rules
+from asyncpar.testing.history import DEAD_LETTER, DELETE_RECORDS, FAILED, OVERWRITE, TRUNCATE, Event
 
 _STALE = CommitAnswer.STALE.value
 _TOO_LARGE = CommitAnswer.METADATA_TOO_LARGE.value
@@ -38,7 +40,7 @@ class Replay:
         """By member: the index of its death, also of a later one, and its detail."""
         self.gone: set[str] = set()
         """Members that have left and not joined again: what still ran there ends with its process."""
-        self._later_logs = _logs(events, rules, self.joins, self.deaths)
+        self._later_logs = logs_of(events, rules, self.joins, self.deaths)
         self.parts = {tp: Partition(tp, logs.pop(0)) for tp, logs in self._later_logs.items()}
         self._refused: dict[str, int] = {}
         """By member: the length of the shortest metadata that was refused as too large."""
@@ -47,6 +49,7 @@ class Replay:
         """Walk, and tell `checkers`."""
         self._started = _listeners(checkers, "started")
         self._ended = _listeners(checkers, "ended")
+        self._settled = _listeners(checkers, "settled")
         self._polled = _listeners(checkers, "polled")
         self._sought = _listeners(checkers, "sought")
         self._revoked = _listeners(checkers, "revoked")
@@ -248,17 +251,25 @@ class Replay:
         call.end, call.end_index = event, index
         _forget(part.running, call)
         record = call.record
-        if event.detail == "ok" and record is not None:
+        if record is not None and event.detail == "ok":
             record.settled = True
             self.counts["duplicates" if record.ends else "handled"] += 1
             record.ends += ((event.member, index),)
+        elif record is not None:
+            record.tried = call
         for listen in self._ended:
             listen(call)
 
-    def _done(self, event: Event, _: int) -> None:
-        record = self._part(event.tp).log.records.get(event.offset)
-        if record is not None:
-            record.settled = True
+    def _done(self, event: Event, index: int) -> None:
+        self.counts["dead letters"] += event.detail == DEAD_LETTER
+        part = self._part(event.tp)
+        record = part.log.records.get(event.offset)
+        if record is None:
+            return
+        record.settled = True
+        record.dones += ((event.member, index),)
+        for listen in self._settled:
+            listen(part, record, event, index)
 
     # -- commits -----------------------------------------------------------------------------
 
@@ -344,51 +355,3 @@ def _forget(running: dict[object, list[Call]], call: Call) -> None:
         del running[call.lane]
     else:
         calls.remove(call)
-
-
-def _logs(
-    events: Sequence[Event],
-    rules: Rules,
-    joins: defaultdict[str, list[int]],
-    deaths: dict[str, tuple[int, str]],
-) -> dict[TopicPartition, list[Log]]:
-    """Each partition's log, and another one after each truncation."""
-    logs: defaultdict[TopicPartition, list[Log]] = defaultdict(lambda: [Log()])
-    for index, event in enumerate(events):
-        kind = event.kind
-        if kind == "send":
-            log = logs[event.tp][-1]
-            if event.offset not in log.records:
-                record = Sent(event.offset, event.key, int(event.detail or 0))
-                record.ghost = record.settled = event.offset < log.reused_below
-                log.records[event.offset] = record
-        elif kind == "start":
-            logs[event.tp][-1].started.add(event.offset)
-        elif kind == "join":
-            joins[event.member].append(index)
-        elif kind == "dead":
-            deaths[event.member] = (index, event.detail)
-        elif kind == "fault" and event.detail == TRUNCATE:
-            logs[event.tp].append(_truncated(logs[event.tp][-1], event.offset))
-    for of_partition in logs.values():
-        for log in of_partition:
-            _put_in_order(log, rules)
-    return dict(logs)
-
-
-def _truncated(log: Log, end: int) -> Log:
-    kept = {offset: record for offset, record in log.records.items() if offset < end}
-    last = max(log.records, default=-1) + 1
-    return Log(records=kept, started=set(log.started), reused_below=max(last, log.reused_below))
-
-
-def _put_in_order(log: Log, rules: Rules) -> None:
-    log.offsets = sorted(log.records)
-    log.ordered = [log.records[offset] for offset in log.offsets]
-    lanes: defaultdict[object, Lane] = defaultdict(Lane)
-    for record in log.ordered:
-        lane = rules.lane_of(record.key, record.offset)
-        if not isinstance(lane, int):
-            record.lane = lanes[lane]
-            record.rank = len(record.lane.records)
-            record.lane.records.append(record)

@@ -5,10 +5,8 @@ Lives here: the only place where checkers read asyncpar's own format. Never here
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from operator import itemgetter
-
 from asyncpar.core.offset_codec import Ignored, decode
+from asyncpar.core.offsets import is_within, merge_runs
 from asyncpar.testing.checker_model import Commit, Partition, Tenure
 
 
@@ -40,22 +38,5 @@ def restored_runs(part: Partition, tenure: Tenure) -> list[tuple[int, int]]:
                     break
                 if commit.event.offset == start:
                     found += runs_of(commit)
-        tenure.restored = _joined(sorted(found))
+        tenure.restored = merge_runs(found)
     return tenure.restored
-
-
-def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same without overlaps; `runs` ascend by their starts."""
-    joined: list[tuple[int, int]] = []
-    for first, end in runs:
-        if joined and first <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((first, end))
-    return joined
-
-
-def is_within(runs: list[tuple[int, int]], offset: int) -> bool:
-    """One of `runs`, which ascend and do not overlap, has `offset` in it."""
-    at = bisect_right(runs, offset, key=itemgetter(0))
-    return at > 0 and offset < runs[at - 1][1]

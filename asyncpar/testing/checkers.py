@@ -19,11 +19,13 @@ from asyncpar.testing.checker_calls import Order, Serial
 from asyncpar.testing.checker_commits import CommitLaws, Lost, Stuck
 from asyncpar.testing.checker_duplicates import Duplicates
 from asyncpar.testing.checker_input import events_of
-from asyncpar.testing.checker_model import Check, Checker, Fault, Final, Rules
+from asyncpar.testing.checker_letters import DeadLetters
+from asyncpar.testing.checker_model import Check, Checker, Fault
 from asyncpar.testing.checker_replay import Replay
+from asyncpar.testing.checker_rules import Final, Letter, Rules
 from asyncpar.testing.history import Event, History, HistoryFile
 
-__all__ = ["Check", "Fault", "Final", "Report", "Rules", "check"]
+__all__ = ["Check", "Fault", "Final", "Letter", "Report", "Rules", "check"]
 
 _SHOWN = 3
 
@@ -33,7 +35,7 @@ class Report:
     """What `check` found.
 
     `counts`: handled (records with a successful call), duplicates (successful calls beyond each one's first),
-    stragglers, late starts, unclean losses, commits, acknowledged commits.
+    stragglers, late starts, unclean losses, commits, acknowledged commits, dead letters (acknowledged).
     """
 
     faults: tuple[Fault, ...]
@@ -69,6 +71,7 @@ _COUNTED = (
     "unclean losses",
     "commits",
     "acknowledged commits",
+    "dead letters",
 )
 _ONE = {
     "duplicates": "duplicate",
@@ -77,6 +80,7 @@ _ONE = {
     "unclean losses": "unclean loss",
     "commits": "commit",
     "acknowledged commits": "acknowledged commit",
+    "dead letters": "dead letter",
 }
 
 
@@ -106,6 +110,8 @@ def check(events: Iterable[Event] | History | HistoryFile, rules: Rules | None =
     ]
     if rules.replays == "recorded":
         checkers.append(Duplicates(rules, found))
+    if rules.letters is not None:
+        checkers.append(DeadLetters(rules, found, ordered))
     limits = (rules.max_in_flight, rules.max_in_flight_bytes, rules.concurrency)
     if any(limit is not None for limit in limits):
         checkers.append(Budget(rules, found, ordered))

@@ -50,7 +50,8 @@ Kind = Literal[
 - `revoke`, `released`: the revoke began (`detail` the time in ns by which it had to return), and returned.
 - `start`: a handler call of `member` began (`detail` the ns of the membership sign that allowed it, or "").
 - `end`: it ended (`detail` is ok, failed or cancelled).
-- `done`: the record was settled without a handler's success (`detail` says how: skipped).
+- `done`: the record was settled without a handler's success. `detail` says how: skipped; dead_letter or
+  retry: the topic of its dead letters, or the next retry topic, has acknowledged it to `member`.
 - `commit`: `member` sent a commit of `offset` (`detail` is the metadata string).
 - `answer`: what `member` heard about the commit it sent last of this partition (`detail`: a CommitAnswer).
 - `freeze`, `thaw`, `dead`: `member` did not run from here, ran on, or was killed. Behind its `leave`, `dead`
@@ -68,6 +69,9 @@ TRUNCATE = "truncate"
 DELETE_RECORDS = "delete_records"
 OVERWRITE = "overwrite"
 FAILED = "failed"
+SKIPPED = "skipped"
+DEAD_LETTER = "dead_letter"
+RETRY = "retry"
 
 _KINDS = frozenset(get_args(Kind))
 NO_PARTITION = TopicPartition("-", -1)

@@ -200,9 +200,7 @@ class MemoryBroker(MemoryTopics):
             transaction.send(tp.topic, b"aborted", partition=tp.partition)
         transaction.abort()
 
-    def fail(
-        self, request: Request, error: Code | str, times: int = 1, member: str | None = None
-    ) -> None:
+    def fail(self, request: Request, error: Code | str, times: int = 1, member: str | None = None) -> None:
         """Answer the next `times` requests of that name (of client `member` only) with `error`.
 
         `error` is a Kafka error's name such as "NOT_COORDINATOR", or DISCONNECT, or LOST_ANSWER.

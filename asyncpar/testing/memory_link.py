@@ -28,7 +28,7 @@ Request = Literal[
     "ListOffsets",
     "Produce",
 ]
-"""The requests of consumers and producers, by Kafka's names; `Connect` is the first contact, login included."""
+"""The requests of consumers and producers, by Kafka's names; `Connect` is the first contact, with login."""
 
 REQUESTS: tuple[Request, ...] = get_args(Request)
 

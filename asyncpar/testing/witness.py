@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncpar.errors import DecodeError, Skip
+from asyncpar.errors import DecodeError, NotStartedError, Skip
 from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.outbox import Departure
-from asyncpar.testing.history import Event, History, Recorder, membership_sign
+from asyncpar.testing.history import SKIPPED, Event, History, Recorder, membership_sign
 
 Ended = Literal["success", "failed", "undecodable", "skipped", "cancelled"]
 _OF_VERDICT: dict[Verdict, Ended] = {
@@ -125,8 +125,7 @@ class Witness:
 
     def departed(self, departure: Departure) -> None:
         """A record left for another topic, which has it: it is done where it was read."""
-        tp, record = departure.vp.queues.partition, departure.record
-        self._history.note("done", self._member, tp, record.offset, record.key, departure.kind)
+        note_departure(self._history, self._member, departure)
 
     def _note_end(
         self,
@@ -137,13 +136,22 @@ class Witness:
         ended: tuple[Ended, BaseException | None],
     ) -> None:
         outcome, error = ended
+        if isinstance(error, NotStartedError):
+            self._history.note("end", self._member, tp, raw.offset, raw.key, "cancelled")
+            return  # no attempt: it was given to a child process, which did not run it
         detail = {"success": "ok", "cancelled": "cancelled"}.get(outcome, "failed")
         self._history.note("end", self._member, tp, raw.offset, raw.key, detail)
         if outcome == "skipped" or (outcome == "undecodable" and handler.rules.skip_undecodable):
-            self._history.note("done", self._member, tp, raw.offset, raw.key, "skipped")
+            self._history.note("done", self._member, tp, raw.offset, raw.key, SKIPPED)
         self._handled.append(
             Handled(self._group, handler.name, *tp, raw.offset, raw.key, attempt, outcome, error)
         )
+
+
+def note_departure(history: Recorder, member: str, departure: Departure) -> None:
+    """`member` heard that another topic has the record: `done`, and its kind says which topic."""
+    tp, record = departure.vp.queues.partition, departure.record
+    history.note("done", member, tp, record.offset, record.key, departure.kind)
 
 
 def _judged(outcome: Outcome) -> tuple[Ended, BaseException | None]:

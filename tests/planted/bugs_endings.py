@@ -39,16 +39,10 @@ SLOTS = (
     ),
     Bug(
         "lease-judged-by-an-old-clock",
-        "A worker that wakes up judges the lease by the time at which it fell asleep.",
+        "A worker judges the lease by the time at which its last call began.",
         "runtime.workers",
-        old="                await self._sleep_until_woken(me)\n"
-        "                now = yielded = clock()\n"
-        "                continue\n"
-        "            if now",
-        new="                await self._sleep_until_woken(me)\n"
-        "                yielded = clock()\n"
-        "                continue\n"
-        "            if now",
+        old="now > state.lease_until and",
+        new="me.started > state.lease_until and",
         checks=("SERIAL",),
     ),
 )

@@ -148,8 +148,8 @@ STATE = (
         "metadata-not-restored",
         "What the metadata says is done above the committed offset is read and thrown away.",
         "runtime.group_state",
-        old="        return kept\n",
-        new="        return []\n",
+        old="        kept = self.runs_within(tp, runs, end)\n",
+        new="        kept = []\n",
         checks=("DUPLICATES",),
     ),
     Bug(
@@ -182,7 +182,7 @@ FETCHING = (
     Bug(
         "reset-goes-on-as-before",
         "A position beyond the end of a truncated log is kept.",
-        "runtime.rebalance",
+        "runtime.opening",
         old="        if target >= tracker.position:",
         new="        if target != tracker.position:",
         checks=("STUCK",),
@@ -190,7 +190,7 @@ FETCHING = (
     Bug(
         "reset-forgets-its-queues",
         "A partition whose position is out of range seeks, but its tracker stays where it was.",
-        "runtime.rebalance",
+        "runtime.opening",
         old="            tracker.skip_to(target)\n",
         new="",
         checks=("STUCK",),
@@ -249,15 +249,15 @@ REBALANCES = (
     Bug(
         "retry-forgets-what-is-done",
         "A halted partition that is retried begins at its HWM, without what is done above it.",
-        "runtime.rebalance",
-        old="Event.RESUME, tracker.hwm, tracker.done_runs())",
-        new="Event.RESUME, tracker.hwm, ())",
+        "runtime.opening",
+        old="runs = state.runs_within(tp, tracker.done_runs(), end)",
+        new="runs = []",
         checks=("DUPLICATES",),
     ),
     Bug(
         "starts-at-the-end",
         "A partition without a commit starts at its end.",
-        "runtime.rebalance",
+        "runtime.opening",
         old='bounds = self._consumer.end if policy == "latest" else self._consumer.beginning',
         new="bounds = self._consumer.end",
         checks=("LOST",),
@@ -265,7 +265,7 @@ REBALANCES = (
     Bug(
         "unreadable-commit-is-none",
         "An offset fetch that fails reads as a group without commits.",
-        "runtime.rebalance",
+        "runtime.opening",
         old="        committed = await self._consumer.committed(names)\n",
         new="        try:\n"
         "            committed = await self._consumer.committed(names)\n"

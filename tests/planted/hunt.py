@@ -48,8 +48,8 @@ def hunt(bug: Bug, seeds: range) -> Hunt:
     for lives, seed in enumerate(seeds, 1):
         outcome = live(plan_of(seed))
         if not outcome.is_ok:
-            problems = sorted(outcome.problems, key=lambda text: text.split()[0] not in bug.checks)
-            return Hunt(bug, lives, seed, outcome.failed_checks, problems[0])
+            problems = sorted(outcome.problems, key=lambda problem: problem.check not in bug.checks)
+            return Hunt(bug, lives, seed, outcome.failed_checks, str(problems[0]))
     return Hunt(bug, len(seeds))
 
 

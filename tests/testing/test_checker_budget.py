@@ -39,6 +39,20 @@ def test_failed_records_stay_in_flight() -> None:
     assert broken(tale.polled(A, 3, 4).ran(A, 0, 1, 2, 3), THREE) == ["BUDGET"]
 
 
+def test_what_becomes_a_dead_letter_is_held_until_that_is_acknowledged() -> None:
+    """Whether it failed, or was diverted and never ran; not before its last delivery."""
+    polled = Tale().sent(*range(4), key=None).given(A).polled(A, 0, 3)
+    polled.ran(A, 0, how="failed").polled(A, 3, 4).note("done", A, 0, "dead_letter")
+    assert broken(polled.ran(A, 1, 2, 3), THREE) == ["BUDGET"]
+    left = Tale().sent(*range(4), key=None).given(A).polled(A, 0, 3).ran(A, 0, how="failed")
+    assert fine(left.note("done", A, 0, "dead_letter").polled(A, 3, 4).ran(A, 1, 2, 3), THREE)
+    diverted = Tale().sent(*range(4), key=None).given(A).polled(A, 0, 3).polled(A, 3, 4)
+    assert broken(diverted.note("done", A, 0, "dead_letter").ran(A, 1, 2, 3), THREE) == ["BUDGET"]
+    dropped = Tale().sent(*range(6), key=None).given(A).polled(A, 0, 3).ran(A, 0, 1, 2, how="failed")
+    dropped.polled(A, 3, 6).ran(A, 3, 4, 5).note("seek", A, 0).polled(A, 0, 3)
+    assert fine(dropped.note("done", A, 0, "dead_letter").ran(A, 1, 2), THREE)
+
+
 def test_what_never_starts_is_not_counted() -> None:
     """A halted partition drops its queue and gives the budget back."""
     tale = Tale().sent(*range(6), key=None).given(A).polled(A, 0, 3).ran(A, 0, how="failed").polled(A, 3, 6)

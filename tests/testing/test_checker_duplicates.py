@@ -113,6 +113,37 @@ def test_after_a_refusal_metadata_may_be_short() -> None:
     assert fine(again(tale, 1)), "the commit that listed the gap as done was refused"
 
 
+def given_up(tale: Tale, offset: int) -> Tale:
+    """Its last call failed, and its dead letter was acknowledged."""
+    return tale.ran(A, offset, how="failed").note("done", A, offset, "dead_letter")
+
+
+def test_what_was_given_up_is_done() -> None:
+    """It starts again where a record that succeeded may: after an unclean loss that no commit covered."""
+    assert broken(given_up(opened(), 0).ran(A, 0)) == ["DUPLICATES"]
+    assert broken(again(given_up(opened(), 0).revoked(A).released(A), 0)) == ["DUPLICATES"]
+    assert broken(again(given_up(opened(), 0).committed(A, 1).note("dead", A), 0)) == ["DUPLICATES"]
+    assert fine(again(given_up(opened(), 0).note("dead", A), 0))
+
+
+def test_what_was_given_up_is_no_gap() -> None:
+    """A clean release has to commit what lies above it, however full the metadata is."""
+    count = 60_000
+    draw = random.Random(1)
+    text = encode(TP, 0, [(n, n + 1) for n in range(1, count) if draw.random() < 0.5]).text
+    tale = Tale().sent(0, count, key=None).given(A).polled(A, 0, count + 1).committed(A, 0, text=text)
+    given_up(tale, 0).ran(A, count).revoked(A).released(A)
+    assert broken(again(tale, count, end=count + 1)) == ["DUPLICATES"]
+
+
+def test_behind_a_truncation_a_gap_is_what_was_not_done_again() -> None:
+    """What it had done of the longer log is no longer done."""
+    refused = opened().ran(A, 0).ran(A, 2).commit_sent(A, 1, (2, 3)).answered(A, "metadata_too_large")
+    tale = refused.ran(A, 1, 3).committed(A, 4).truncated(3).note("seek", A, 0).polled(A, 0, 3)
+    tale.ran(A, 0, how="failed").committed(A, 0).wait(10).ran(A, 1, 2).revoked(A).released(A)
+    assert fine(again(tale, 0, 1, 2, end=3))
+
+
 def test_a_refusal_does_not_excuse_what_lies_below_every_gap() -> None:
     """The offset alone says that it is done; also when the refusal was about another partition."""
     tale = opened().ran(A, 0).commit_sent(A, 1, (2, 3)).answered(A, "metadata_too_large").ran(A, 1, 2, 3)

@@ -50,6 +50,11 @@ def changed(of: str, **fields: Any) -> list[Event]:
             "the detail of 'end' cannot be ''; give cancelled, failed, ok",
         ),
         (changed("answer", detail="acked"), ValueError, "the detail of 'answer' cannot be 'acked'; "),
+        (
+            changed("end", kind="done", detail="dead letter"),
+            ValueError,
+            "the detail of 'done' cannot be 'dead letter'; did you mean 'dead_letter'",
+        ),
         (changed("poll", detail=""), ValueError, "the detail of 'poll' is a whole number, see Kind"),
         (changed("send", detail="ten"), ValueError, "the detail of 'send' is a whole number"),
         (changed("start", detail="1.5"), ValueError, "the detail of 'start' is a whole number"),
@@ -103,5 +108,5 @@ def test_one_is_not_many() -> None:
     """The line of counts has plural forms only where there are many."""
     text = check(Tale().sent(0).given(MEMBER).polled(MEMBER, 0, 1).ran(MEMBER, 0).committed(MEMBER, 1).events)
     assert text.explain().endswith(
-        "0 stragglers, 0 late starts, 0 unclean losses, 1 commit, 1 acknowledged commit"
+        "0 stragglers, 0 late starts, 0 unclean losses, 1 commit, 1 acknowledged commit, 0 dead letters"
     )

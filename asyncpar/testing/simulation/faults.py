@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from asyncpar.testing.memory_link import Code, Request
 from asyncpar.testing.simulation.link import Trouble
-from asyncpar.testing.simulation.plan import PlannedFault
+from asyncpar.testing.simulation.plan import HANDLERS_FAIL, LETTERS_REFUSED, PlannedFault
 
 if TYPE_CHECKING:
     from asyncpar.testing.simulation.world import World
@@ -38,6 +38,16 @@ _REFUSALS: tuple[tuple[Request, Code], ...] = (
     ("ListOffsets", Code.NOT_LEADER_OR_FOLLOWER),
     ("Metadata", Code.LEADER_NOT_AVAILABLE),
 )
+_WRITE_REFUSALS = (
+    Code.NOT_LEADER_OR_FOLLOWER,
+    Code.LEADER_NOT_AVAILABLE,
+    Code.REQUEST_TIMED_OUT,
+    Code.NOT_ENOUGH_REPLICAS,
+    Code.KAFKA_STORAGE_ERROR,
+    Code.MESSAGE_TOO_LARGE,
+    Code.INVALID_RECORD,
+    Code.TOPIC_AUTHORIZATION_FAILED,
+)
 _COMMIT_REFUSALS = tuple(code for request, code in _REFUSALS if request == "OffsetCommit")
 _SMALL_METADATA = (16, 140, 200)
 """Characters: room for nothing, for a few runs, and for as many as bring the gate down now and then."""
@@ -50,11 +60,11 @@ def _trouble(world: World, fault: PlannedFault) -> None:
     member = world.pick(fault)
     everyone = fault.pick < 0.3 or member is None
     trouble = Trouble(fault.kind, None if everyone or member is None else member.name, fault.share)
-    world.link.troubles.append(trouble)
+    world.cluster.link.troubles.append(trouble)
 
     def end() -> None:
-        if trouble in world.link.troubles:
-            world.link.troubles.remove(trouble)
+        if trouble in world.cluster.link.troubles:
+            world.cluster.link.troubles.remove(trouble)
 
     world.later(fault.seconds, end)
 
@@ -120,73 +130,77 @@ def _wall_jump(world: World, fault: PlannedFault) -> None:
 def _kick(world: World, fault: PlannedFault) -> None:
     """The coordinator removes a member."""
     member = world.pick(fault)
-    if member is not None and world.kick(member):
+    if member is not None and world.cluster.kick(member.name):
         world.struck[fault.kind] += 1
 
 
 def _move_coordinator(world: World, fault: PlannedFault) -> None:
     """The group gets another coordinator."""
     world.struck[fault.kind] += 1
-    world.move_coordinator()
+    world.cluster.move_coordinator()
 
 
 def _restart_broker(world: World, fault: PlannedFault) -> None:
     """The broker is away for a while."""
-    if not world.broker.is_down:
+    if not world.cluster.broker.is_down:
         world.struck[fault.kind] += 1
-        world.restart_broker(fault.seconds)
+        world.cluster.restart(fault.seconds)
 
 
 def _truncate(world: World, fault: PlannedFault) -> None:
     """The broker comes back without the end of a log."""
-    tp = world.pick_partition(fault)
-    if not world.broker.is_down and world.truncate(tp, fault.share):
+    tp = world.cluster.pick_partition(fault)
+    if not world.cluster.broker.is_down and world.cluster.truncate(tp, fault.share):
         world.struck[fault.kind] += 1
-        world.restart_broker(0.5)
+        world.cluster.restart(0.5)
 
 
 def _retention(world: World, fault: PlannedFault) -> None:
     """The beginning of a log is deleted, read or not."""
-    if world.delete_beginning(world.pick_partition(fault), fault.share):
+    if world.cluster.delete_beginning(world.cluster.pick_partition(fault), fault.share):
         world.struck[fault.kind] += 1
 
 
 def _hole(world: World, fault: PlannedFault) -> None:
     """Offsets without records."""
     world.struck[fault.kind] += 1
-    world.broker.skip_offsets(world.pick_partition(fault), 1 + int(fault.share * _HOLE))
+    world.cluster.broker.skip_offsets(world.cluster.pick_partition(fault), 1 + int(fault.share * _HOLE))
 
 
 def _aborted(world: World, fault: PlannedFault) -> None:
     """A transaction stays open for a while, and is aborted."""
     records = 1 + int(fault.share * _TRANSACTION_RECORDS)
-    if world.run_transaction(world.pick_partition(fault), records, fault.seconds, commits=False):
+    if world.cluster.run_transaction(
+        world.cluster.pick_partition(fault), records, fault.seconds, commits=False
+    ):
         world.struck[fault.kind] += 1
 
 
 def _committed(world: World, fault: PlannedFault) -> None:
     """A transaction stays open for a while: its records, and those behind them, come late."""
     records = 1 + int(fault.share * _TRANSACTION_RECORDS)
-    if world.run_transaction(world.pick_partition(fault), records, fault.seconds, commits=True):
+    if world.cluster.run_transaction(
+        world.cluster.pick_partition(fault), records, fault.seconds, commits=True
+    ):
         world.struck[fault.kind] += 1
 
 
 def _small_metadata(world: World, fault: PlannedFault) -> None:
     """The broker takes less commit metadata than it says by default."""
     world.struck[fault.kind] += 1
-    world.limit_metadata(_SMALL_METADATA[int(fault.pick * len(_SMALL_METADATA))], fault.seconds)
+    world.cluster.limit_metadata(_SMALL_METADATA[int(fault.pick * len(_SMALL_METADATA))], fault.seconds)
 
 
 def _foreign_metadata(world: World, fault: PlannedFault) -> None:
     """Another tool has written metadata of its own, or of another partition, beside the committed offset."""
-    if world.write_foreign_metadata(world.pick_partition(fault), is_copy=fault.share > 0.3):
+    if world.cluster.write_foreign_metadata(world.cluster.pick_partition(fault), is_copy=fault.share > 0.3):
         world.struck[fault.kind] += 1
 
 
 def _refusal(world: World, fault: PlannedFault) -> None:
     """The broker answers the next few requests of a kind with an error."""
     request, code = _REFUSALS[int(fault.pick * len(_REFUSALS))]
-    if world.refuse(request, code, 1 + int(fault.share * 4)):
+    if world.cluster.refuse(request, code, 1 + int(fault.share * 4)):
         world.struck[fault.kind] += 1
 
 
@@ -194,17 +208,35 @@ def _refused_change(world: World, fault: PlannedFault) -> None:
     """The broker refuses the next commits of a member that leaves, or of the others while one joins."""
     code = _COMMIT_REFUSALS[int(fault.seconds * 10) % len(_COMMIT_REFUSALS)]
     if fault.share > 0.5:
-        world.refuse("OffsetCommit", code, len(world.members))
+        world.cluster.refuse("OffsetCommit", code, len(world.members))
         _join(world, fault)
     elif (member := world.pick(fault)) is not None:
-        world.refuse("OffsetCommit", code, 1 + int(fault.share * 2), member)
+        world.cluster.refuse("OffsetCommit", code, 1 + int(fault.share * 2), member.name)
         _leave(world, fault)
+
+
+def _letters_refused(world: World, fault: PlannedFault) -> None:
+    """The broker refuses the next few batches of dead letters: for a moment, or as if for good."""
+    code = _WRITE_REFUSALS[int(fault.pick * len(_WRITE_REFUSALS))]
+    if world.plan.letters is not None and world.cluster.refuse("Produce", code, 1 + int(fault.share * 9)):
+        world.struck[fault.kind] += 1
+
+
+def _handlers_fail(world: World, fault: PlannedFault) -> None:
+    """What the handlers depend on is away for a while: every call fails."""
+    world.struck[fault.kind] += 1
+    world.fates.outages += 1
+
+    def end() -> None:
+        world.fates.outages -= 1
+
+    world.later(fault.seconds, end)
 
 
 def _grow(world: World, fault: PlannedFault) -> None:
     """A topic gets another partition."""
     world.struck[fault.kind] += 1
-    world.grow(world.pick_partition(fault).topic)
+    world.cluster.grow(world.cluster.pick_partition(fault).topic)
 
 
 FAULTS: dict[str, tuple[float, Strike]] = {
@@ -232,7 +264,9 @@ FAULTS: dict[str, tuple[float, Strike]] = {
     "metadata limited": (0.7, _small_metadata),
     "metadata overwritten": (0.5, _foreign_metadata),
     "topic grows": (0.5, _grow),
+    LETTERS_REFUSED: (0.0, _letters_refused),
+    HANDLERS_FAIL: (0.0, _handlers_fail),
 }
-"""By name: how often it is planned in relation to the others, and what it does."""
+"""By name: how often it is planned in relation to the others, and what it does. 0.0: where a plan adds it."""
 
 WEIGHTS = {name: weight for name, (weight, _) in FAULTS.items()}

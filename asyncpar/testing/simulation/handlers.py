@@ -1,4 +1,4 @@
-"""What handlers do in a simulated life: quick, slow, raising, hanging, deaf to cancellation.
+"""What handlers do in a simulated life: quick, slow, raising, hanging, deaf to cancellation, hopeless.
 
 Which record meets which fate is a function of the seed and the record alone, so that another run of
 the same life, or a repetition of the record, meets it again.
@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from asyncpar.errors import Permanent
 from asyncpar.middleware import Call, CallNext, Middleware
 from asyncpar.records import Outcome, Record, TopicPartition, Verdict
-from asyncpar.testing.history import Recorder, handling
+from asyncpar.testing.history import SKIPPED, Recorder, handling, membership_sign
 from asyncpar.testing.simulation.plan import Plan
 from asyncpar.testing.virtual_time import MEMBER
 
@@ -32,6 +33,10 @@ class HandlerFailedOnPurposeError(Exception):
     """What a raising handler raises."""
 
 
+class HopelessOnPurposeError(Permanent):
+    """What a handler raises that knows that no other attempt will succeed."""
+
+
 class Fates:
     """What happens to which record. `met` counts what was really met."""
 
@@ -41,6 +46,9 @@ class Fates:
         self.met: Counter[str] = Counter()
         self.hanging: dict[tuple[str, TopicPartition, int], None] = {}
         """Member, partition and offset of the calls that end when they are cancelled, or all is healed."""
+        self.outages = 0
+        """While it is above 0 and nothing has healed, every call fails."""
+        self._runs: Counter[tuple[str, int, int]] = Counter()
         mix = plan.mix
         bounds = (
             (self._raise, mix.raising),
@@ -50,6 +58,7 @@ class Fates:
             (self._be_stubborn, mix.stubborn),
             (self._be_slow, mix.slow),
             (self._be_brief, mix.brief),
+            (self._be_hopeless, mix.hopeless),
         )
         self._bounds: list[tuple[float, Callable[[float, Record], Awaitable[None]]]] = []
         upper = 0.0
@@ -59,6 +68,8 @@ class Fates:
 
     async def __call__(self, record: Record) -> None:
         """Live through the fate of `record`."""
+        if self.outages and not self._healed.is_set():
+            raise HandlerFailedOnPurposeError("what the handlers need is away")
         place = f"{self._plan.seed}/{record.topic}/{record.partition}/{record.offset}"
         draw = zlib.crc32(place.encode()) / 2**32
         lower = 0.0
@@ -68,9 +79,17 @@ class Fates:
                 return
             lower = upper
 
+    def _run_number(self, record: Record) -> int:
+        """Which run of `record` this is: its attempt, but with a breaker, where attempts may be free."""
+        if self._plan.letters is None or self._plan.letters.breaker is None:
+            return record.attempt
+        place = (record.topic, record.partition, record.offset)
+        self._runs[place] += 1
+        return self._runs[place]
+
     async def _raise(self, draw: float, record: Record) -> None:
         """Fails once or twice, also after a wait."""
-        if record.attempt > 1 + int(draw * 2):
+        if self._run_number(record) > 1 + int(draw * 2):
             return
         self.met["handler raises"] += 1
         if draw < 0.3:
@@ -105,7 +124,7 @@ class Fates:
             except asyncio.CancelledError:
                 self.met["handler swallows cancellation"] += 1
                 ends = loop.time() + 15 * draw
-        if record.attempt == 1 and draw < 0.5:
+        if self._run_number(record) == 1 and draw < 0.5:
             raise HandlerFailedOnPurposeError("at last")
 
     async def _be_untidy(self, draw: float, _record: Record) -> None:
@@ -113,6 +132,14 @@ class Fates:
         self.met["handler leaves a context variable"] += 1
         _LEFT_BEHIND.set(draw)
         await asyncio.sleep(0.01 * draw)
+
+    async def _be_hopeless(self, draw: float, record: Record) -> None:
+        """Never succeeds. Where there is a breaker it has to say so: it would be an outage without end."""
+        self.met["handler never succeeds"] += 1
+        has_breaker = self._plan.letters is not None and self._plan.letters.breaker is not None
+        if has_breaker or draw < 0.3:
+            raise HopelessOnPurposeError("nothing will help")
+        raise HandlerFailedOnPurposeError(f"attempt {record.attempt}, and there is no hope")
 
     async def _be_slow(self, draw: float, _record: Record) -> None:
         self.met["handler is slow"] += 1
@@ -151,15 +178,19 @@ async def decode(_topic: str, record: object) -> bytes | None:
     return value
 
 
-def skipping(member: Member, history: Recorder) -> Middleware:
-    """A middleware that notes what is settled by skipping it."""
+def noting_undecodable(member: Member, history: Recorder, *, skips: bool) -> Middleware:
+    """A middleware that notes the calls which end before the handler begins, and that they were skipped."""
 
-    async def note_skips(call: Call, call_next: CallNext) -> Outcome:
+    async def note(call: Call, call_next: CallNext) -> Outcome:
         outcome = await call_next(call)
         if outcome.verdict is Verdict.UNDECODABLE:
             for record in call.records:
                 tp = TopicPartition(record.topic, record.partition)
-                history.note("done", member.name, tp, record.offset, record.key, "skipped")
+                place = (member.name, tp, record.offset, record.key)
+                history.note("start", *place, membership_sign(member.lease_from))
+                history.note("end", *place, "failed")
+                if skips:
+                    history.note("done", *place, SKIPPED)
         return outcome
 
-    return note_skips
+    return note

@@ -6,10 +6,10 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
-from asyncpar.testing.checker_model import Rules
-from asyncpar.testing.checkers import check
+from asyncpar.testing.checkers import Rules, check
 from asyncpar.testing.history import Event
 from asyncpar.testing.simulation.faults import FAULTS, WEIGHTS
 from asyncpar.testing.simulation.plan import Plan, draw
@@ -25,12 +25,19 @@ STATES = (
     "handler swallows cancellation",
     "handler is slow",
     "handler leaves a context variable",
+    "handler never succeeds",
     "worker retired",
     "partition halted",
     "retried amid chaos",
     "retry",
     "record restored as done",
     "records held back",
+    "dead letter acknowledged",
+    "dead letter refused",
+    "partition held",
+    "budget used up",
+    "breaker opened",
+    "key poisoned",
     "stale completion",
     "straggler left",
     "straggler adopted",
@@ -47,14 +54,23 @@ STATES = (
 FAULTS_AND_STATES = (*FAULTS, *STATES)
 
 
+class Problem(NamedTuple):
+    """What is wrong with a life: which check says so (or PROBLEM, UNHANDLED, SIMULATION), and how."""
+
+    check: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.check} {self.text}"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a life ended. `met`: faults that struck and states that were reached, by name."""
 
     plan: Plan
-    problems: tuple[str, ...]
-    """What is wrong, one text each; empty when all is well."""
-    failed_checks: frozenset[str]
+    problems: tuple[Problem, ...]
+    """Empty when all is well."""
     met: Mapping[str, int]
     counts: Mapping[str, int]
     """What the checkers counted."""
@@ -72,6 +88,11 @@ class Outcome:
         """True when no law was broken."""
         return not self.problems
 
+    @property
+    def failed_checks(self) -> frozenset[str]:
+        """Those that found something."""
+        return frozenset(problem.check for problem in self.problems)
+
 
 def plan_of(seed: int) -> Plan:
     """The plan of life `seed`."""
@@ -80,29 +101,28 @@ def plan_of(seed: int) -> Plan:
 
 def live(plan: Plan) -> Outcome:
     """Live a life and judge it. Never raises for what the engine does."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     with virtual_time(random.Random(f"{plan.seed}/steps"), max_steps=MAX_STEPS) as loop:
         world = World(plan, loop)
         begin = loop.time()
         try:
             loop.run_until_complete(world.live())
         except SimulationError as error:
-            problems.append(f"SIMULATION {error}")
+            problems.append(Problem("SIMULATION", str(error)))
         except Exception:  # noqa: BLE001 - the rig's own failure is a failure of the life
-            problems.append(f"SIMULATION {traceback.format_exc()}")
-        problems += [f"PROBLEM {text}" for text in world.problems]
-        problems += [f"UNHANDLED {_brief(context)}" for context in loop.errors]
+            problems.append(Problem("SIMULATION", traceback.format_exc()))
+        problems += [Problem("PROBLEM", text) for text in world.problems]
+        problems += [Problem("UNHANDLED", _brief(context)) for context in loop.errors]
         report = check(world.history.events, rules_of(plan, world))
-        problems += [str(fault) for fault in report.faults]
+        problems += [Problem(fault.check, fault.told()) for fault in report.faults]
         met = Counter({**dict.fromkeys(FAULTS_AND_STATES, 0)})
         met.update(world.struck)
-        met.update(world.link.struck)
+        met.update(world.cluster.link.struck)
         met.update(world.fates.met)
         met.update(world.states)
         return Outcome(
             plan=plan,
             problems=tuple(problems),
-            failed_checks=frozenset(text.split()[0] for text in problems),
             met=met,
             counts=report.counts,
             simulated_seconds=loop.time() - begin,
@@ -113,12 +133,12 @@ def live(plan: Plan) -> Outcome:
 
 def rules_of(plan: Plan, world: World) -> Rules:
     """What the checkers have to know of a life."""
-    settings = plan.settings
+    settings, letters = plan.settings, plan.letters
     # What still runs of a halted partition, or from before a log was cut, is not counted: the slots bound it.
-    begins_again = plan.attempts is not None or world.struck["log truncated"] > 0
+    begins_again = (plan.attempts is not None and letters is None) or world.struck["log truncated"] > 0
     uncounted = plan.handler["concurrency"] if begins_again else 0
     chunk = settings["poll_batch_size"] + uncounted  # type: ignore[operator]
-    return Rules(
+    rules = Rules(
         order=plan.handler["order"],  # type: ignore[arg-type]
         session_timeout_ms=settings["session_timeout_ms"],  # type: ignore[arg-type]
         max_revoke_grace_ms=settings["max_revoke_grace_ms"],  # type: ignore[arg-type]
@@ -129,8 +149,15 @@ def rules_of(plan: Plan, world: World) -> Rules:
         attempts=plan.attempts,
         rebalancing="cooperative" if plan.cooperative else "eager",
         chunk_bytes=chunk * (plan.payload_bytes + _KEY_BYTES),
-        finals=world.finals(),
+        finals=world.cluster.finals(),
+        letters=world.cluster.letters(),
     )
+    if letters is not None and letters.poison is not None:
+        rules = replace(rules, poison_failures=letters.poison.failures)
+    if letters is not None and letters.budget is not None and not letters.budget.share:
+        budget = letters.budget
+        rules = replace(rules, letter_budget=budget.at_least, letter_window_ms=budget.window_ms)
+    return rules
 
 
 def _brief(context: Mapping[str, object]) -> str:

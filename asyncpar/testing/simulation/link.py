@@ -22,7 +22,11 @@ T = TypeVar("T")
 _LATENCY_SECONDS = (0.0002, 0.004)
 _RESET_AFTER_SECONDS = 1.0
 _FOUND_DEAD_AFTER_SECONDS = 15.0
-_REPEATABLE = frozenset({"JoinGroup", "Heartbeat", "OffsetCommit", "OffsetFetch", "Fetch", "ListOffsets"})
+_REPEATABLE = frozenset(
+    {"JoinGroup", "Heartbeat", "OffsetCommit", "OffsetFetch", "Fetch", "ListOffsets", "Produce"}
+)
+_CONNECTIONS_OF_THEIR_OWN = frozenset({"Fetch", "Produce"})
+"""All other requests of a client share one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,9 @@ class TroubledLink:
         self.struck: Counter[str] = Counter()
         self._rng = rng
         self._context = context
-        self._arrivals: dict[tuple[str, bool], float] = {}
+        self._arrivals: dict[tuple[str, str], float] = {}
+        self._unheard: set[str] = set()
+        """Those whose last batch was served, and who were not told."""
 
     async def __call__(self, request: Request, member: str, serve: Callable[[], T]) -> T:
         """See `memory_link.Link`."""
@@ -65,12 +71,12 @@ class TroubledLink:
         kind = self._trouble(request, member)
         answer: asyncio.Future[T] = loop.create_future()
         arrives = loop.time() + self._latency(kind)
-        connection = (member, request == "Fetch")
+        connection = (member, request if request in _CONNECTIONS_OF_THEIR_OWN else "")
         arrives = self._arrivals[connection] = max(arrives, self._arrivals.get(connection, 0.0) + 1e-6)
         if kind == "request lost":
             self._lose(answer, arrives)
         else:
-            serve = partial(self._unless_refused, request, member, serve)
+            serve = partial(self._unless_refused, request, member, kind, serve)
             loop.call_at(arrives, self._serve, serve, answer, kind, context=self._context)
         return await answer
 
@@ -88,12 +94,17 @@ class TroubledLink:
             return self._rng.uniform(0.5, 6.0)
         return self._rng.uniform(*_LATENCY_SECONDS)
 
-    def _unless_refused(self, request: Request, member: str, serve: Callable[[], T]) -> T:
+    def _unless_refused(self, request: Request, member: str, kind: str | None, serve: Callable[[], T]) -> T:
         for at, refusal in enumerate(self.refusals):
             if refusal.request == request and refusal.member in (None, member):
+                if request == "Produce" and member in self._unheard:
+                    break  # the same batch again, which was good: no broker finds it bad now
                 del self.refusals[at]
                 raise RefusedError(refusal.code)
-        return serve()
+        result = serve()
+        if request == "Produce":
+            (self._unheard.add if kind == "answer lost" else self._unheard.discard)(member)
+        return result
 
     def _serve(self, serve: Callable[[], T], answer: asyncio.Future[T], kind: str | None) -> None:
         """The request arrived."""

@@ -8,23 +8,29 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from asyncpar.app import App
+from asyncpar.assembly import Rigging
 from asyncpar.errors import AsyncparError, DrainIncompleteError
 from asyncpar.middleware import Middleware
 from asyncpar.policies import Retry
-from asyncpar.ports import Consumer
+from asyncpar.ports import Consumer, Producer
 from asyncpar.runtime.group_state import Clock, GroupState
+from asyncpar.runtime.outbox import DEPARTURES, Departure
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
 from asyncpar.testing.recording import recording
+from asyncpar.testing.simulation.cluster import GROUP
 from asyncpar.testing.simulation.dawdling import dawdling
-from asyncpar.testing.simulation.handlers import decode, make_handler, skipping
+from asyncpar.testing.simulation.handlers import decode, make_handler, noting_undecodable
+from asyncpar.testing.simulation.plan import LETTERS
 from asyncpar.testing.virtual_time import VirtualLoop
+from asyncpar.testing.witness import note_departure
 
 if TYPE_CHECKING:
     from asyncpar.testing.simulation.world import World
 
-GROUP = "billing"
+
+_LETTERS_BY_RESULT = {"sent": "dead letter acknowledged", "failed": "dead letter refused"}
 
 
 class _SimulatedApp(App):
@@ -64,9 +70,13 @@ class Member:
     # -- its life ----------------------------------------------------------------------------
 
     async def _live(self) -> None:
+        settings = Settings.model_validate({"group": GROUP, **self._world.plan.settings})
+        loaded = Loaded(settings, dict.fromkeys(KNOBS, "simulation"))
+        rigging = Rigging(self._consumers, self._producer, departed=self._departed)
         try:
             self._app = self._make_app()
-            await self._app.run()
+            with self._app.rigged(loaded, rigging):
+                await self._app.run()
         except AsyncparError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 - a process may crash, and then the life says so
@@ -86,22 +96,37 @@ class Member:
         middlewares: list[Middleware] = []
         handler: dict[str, object] = {**plan.handler, "retry": Retry(attempts=plan.attempts)}
         if plan.mix.skipped:
-            middlewares.append(skipping(self, world.history))
-            handler |= {"decoder": decode, "on_decode_error": "skip"}
-        app = _SimulatedApp(
-            clock, group=GROUP, consumers=self._consumers, middlewares=middlewares, **plan.settings
-        )
-        settings = Settings.model_validate({"group": GROUP, **plan.settings})
-        app.configure(Loaded(settings, dict.fromkeys(KNOBS, "simulation")))
+            skips = plan.letters is None or not plan.letters.undecodable
+            middlewares.append(noting_undecodable(self, world.history, skips=skips))
+            handler |= {"decoder": decode, "on_decode_error": "skip" if skips else "halt"}
+        if plan.letters is not None:
+            handler |= {
+                "dead_letter": LETTERS,
+                "dead_letter_budget": plan.letters.budget,
+                "breaker": plan.letters.breaker,
+                "poison_keys": plan.letters.poison,
+                "rate_limit": plan.letters.rate,
+            }
+        app = _SimulatedApp(clock, group=GROUP, middlewares=middlewares, **plan.settings)
         made = make_handler(self, world.history, world.fates, world.problems)
         app.topic(*plan.partitions, **handler)(made)  # type: ignore[arg-type]
         return app
 
     def _consumers(self, group: str) -> Consumer:
         dawdles = dawdling(self._world.consumers_of(self), self._world.plan.rng(f"fetches of {self.name}"))
-        made = recording(dawdles, self._world.history, self.name)(group)
+        made = recording(dawdles, self._world.history, self.name, self._goes_on)(group)
         self._consumer = made
         return made
+
+    def _goes_on(self) -> bool:
+        """It runs, and has not been told to stop: a consumer that is stopped now is replaced."""
+        return any(True for _ in self._running_states())
+
+    def _producer(self) -> Producer:
+        return self._world.producers_of(self)()
+
+    def _departed(self, _group: str, departure: Departure) -> None:
+        note_departure(self._world.history, self.name, departure)
 
     def lease_from(self) -> float:
         """The present consumer's sign of membership."""
@@ -143,7 +168,7 @@ class Member:
         ]
 
     def unserved(self) -> list[str]:
-        """Records that are ready beside a free slot, which is right for a moment only."""
+        """Records that are ready beside a free slot and may start, which is right for a moment only."""
         now = self._world.loop.time()
         first = [
             pool.queue.ready[0]
@@ -151,6 +176,7 @@ class Member:
             if not state.lease_closed and now <= state.lease_until
             for pool in state.pools
             if pool.queue.ready and len(pool.busy()) < pool.handler.concurrency
+            if pool.gate is None or pool.gate.closed_for(now)[0] <= 0
         ]
         return [
             f"{self.name}: {vp.queues.partition} offset {vp.head.offset} is ready beside a free slot"
@@ -193,6 +219,15 @@ class Member:
             for partition in runtime.state.partitions.values()
         )
 
+    def holds(self) -> Counter[str]:
+        """What keeps its records from leaving now."""
+        met: Counter[str] = Counter()
+        for runtime in self._app.runtimes if self._app is not None else ():
+            met["partition held"] += sum(DEPARTURES in by for by in runtime.state.holds.values())
+            budgets = (pool.gate.budget for pool in runtime.state.pools if pool.gate is not None)
+            met["budget used up"] += sum(budget is not None and budget.is_held for budget in budgets)
+        return met
+
     def states(self) -> Counter[str]:
         """What its engine went through, by its own counters: to see that the rig reaches it."""
         met: Counter[str] = Counter()
@@ -208,6 +243,12 @@ class Member:
             for pool in runtime.state.pools:
                 met["retry"] += pool.retries
                 met["worker retired"] += pool.retired
+                if pool.gate is not None:
+                    met["breaker opened"] += pool.gate.openings
+                    met["key poisoned"] += pool.gate.poisonings
+            if runtime.state.outbox is not None:
+                for (_, _, result), times in runtime.state.outbox.sent.items():
+                    met[_LETTERS_BY_RESULT[result]] += times
         if self.error is not None:
             met[f"ended by {type(self.error).__name__}"] += 1
         return met

@@ -10,6 +10,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from asyncpar.policies import Breaker, DeadLetterBudget, PoisonKeys, RateLimit
+
 CHAOS_SECONDS = 60.0
 """Faults and records come in the first minute; then the world heals."""
 MIN_RECORDS, MAX_RECORDS = 2_000, 2_400
@@ -17,6 +19,11 @@ MIN_FAULTS, MAX_FAULTS = 4, 14
 FULL_METADATA = 4_096
 """Kafka's own default of `offset.metadata.max.bytes`."""
 _GAPS_SHARE = 0.1
+_LETTERS_SHARE = 0.3
+LETTERS = ".dlq"
+"""The dead letters of a topic go to the topic of its name with this behind it."""
+LETTERS_REFUSED, HANDLERS_FAIL = "letters refused", "handlers fail"
+"""Faults that are planned in lives with dead letters only; the second where there is a breaker as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,21 @@ class Mix:
     untidy: float = 0.0
     skipped: float = 0.0
     failing: float = 0.0
+    hopeless: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LetterPlan:
+    """How records of a life become dead letters, and the rules that go with it; None: without that one."""
+
+    partitions: int
+    """Of each topic of dead letters."""
+    undecodable: bool
+    """What cannot be decoded becomes a dead letter, too; else it is skipped."""
+    budget: DeadLetterBudget | None = None
+    breaker: Breaker | None = None
+    poison: PoisonKeys | None = None
+    rate: RateLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +96,8 @@ class Plan:
     metadata_max_bytes: int = FULL_METADATA
     """The broker's `offset.metadata.max.bytes`."""
     chaos_seconds: float = CHAOS_SECONDS
+    letters: LetterPlan | None = None
+    """None: there are no dead letters, and a record whose attempts are used up halts its partition."""
 
     def rng(self, part: str) -> random.Random:
         """The generator of a part of the world."""
@@ -84,7 +108,52 @@ def draw(seed: int, kinds: Mapping[str, float]) -> Plan:
     """The plan of life `seed`; `kinds` weighs the faults."""
     plan = _draw(seed, kinds)
     rng = plan.rng("gaps")
-    return _with_gaps(plan, rng) if rng.random() < _GAPS_SHARE else plan
+    if rng.random() < _GAPS_SHARE:
+        plan = _with_gaps(plan, rng)
+    rng = plan.rng("letters")
+    return _with_letters(plan, rng) if rng.random() < _LETTERS_SHARE else plan
+
+
+def _with_letters(plan: Plan, rng: random.Random) -> Plan:
+    """Records that never succeed, dead letters for them, and in some lives the rules that go with these."""
+    letters = _letters(rng)
+    more = _some_faults(rng, LETTERS_REFUSED, rng.randint(0, 2))
+    if letters.breaker is not None:
+        more += _some_faults(rng, HANDLERS_FAIL, rng.randint(1, 2))
+    return replace(
+        plan,
+        letters=letters,
+        attempts=rng.randint(2, 5),
+        mix=replace(plan.mix, hopeless=rng.choice((0.003, 0.02))),
+        faults=tuple(sorted((*plan.faults, *more), key=lambda fault: fault.at)),
+    )
+
+
+def _letters(rng: random.Random) -> LetterPlan:
+    """All of it short enough for a life to come to rest, however many letters there are in the end."""
+    poison = PoisonKeys(failures=rng.choice((2, 3, 5)), cool_down_ms=rng.choice((300, 1_500)))
+    breaker = Breaker(
+        failure_share=rng.choice((0.3, 0.7)),
+        min_calls=rng.choice((5, 10)),
+        window_ms=rng.choice((1_000, 5_000)),
+        open_ms=rng.choice((200, 1_000)),
+        probes=rng.choice((1, 3)),
+        successes=rng.choice((1, 2)),
+        max_open_ms=2_000,
+    )
+    rate = RateLimit(per_second=rng.choice((60, 200)), burst=rng.choice((1, 50)))
+    has_poison = rng.random() < 0.3
+    # A poisoned key may be half of all records.
+    few = DeadLetterBudget(share=0.0, at_least=rng.choice((2, 10)), window_ms=rng.choice((500, 1_000)))
+    many = DeadLetterBudget(share=rng.choice((0.0, 0.2)), at_least=50, window_ms=2_000)
+    return LetterPlan(
+        partitions=rng.choice((1, 1, 3)),
+        undecodable=rng.random() < 0.5,
+        budget=(many if has_poison else few) if rng.random() < 0.4 else None,
+        breaker=breaker if rng.random() < 0.35 else None,
+        poison=poison if has_poison else None,
+        rate=rate if rng.random() < 0.2 else None,
+    )
 
 
 def _with_gaps(plan: Plan, rng: random.Random) -> Plan:
@@ -135,12 +204,16 @@ def _draw(seed: int, kinds: Mapping[str, float]) -> Plan:
         skipped=rng.choice((0.0, 0.0, 0.02)),
         failing=rng.choice((0.0, 0.0, 0.001)),
     )
+    members, cooperative = rng.randint(2, 4), rng.random() < 0.3
+    # Never both: a static member that dies between giving partitions back and joining again leaves them to
+    # nobody until the next rebalance, as the protocol has it, and such a life does not come to rest.
+    is_static = rng.random() < 0.15
     return Plan(
         seed=seed,
         partitions=partitions,
-        members=rng.randint(2, 4),
-        cooperative=rng.random() < 0.3,
-        static=rng.random() < 0.15,
+        members=members,
+        cooperative=cooperative,
+        static=is_static and not cooperative,
         records=rng.randint(MIN_RECORDS, MAX_RECORDS),
         keys=rng.choice((5, 50, 400)),
         keyless_share=rng.choice((0.0, 0.0, 0.1, 0.5)),
@@ -156,14 +229,19 @@ def _draw(seed: int, kinds: Mapping[str, float]) -> Plan:
 def _faults(rng: random.Random, kinds: Mapping[str, float]) -> tuple[PlannedFault, ...]:
     names, weights = list(kinds), list(kinds.values())
     drawn = rng.choices(names, weights, k=rng.randint(MIN_FAULTS, MAX_FAULTS))
-    faults = [
-        PlannedFault(
-            at=round(rng.uniform(3.0, CHAOS_SECONDS - 5), 3),
-            kind=kind,
-            seconds=round(rng.choice((0.5, 3.0, 8.0, 15.0)) * rng.uniform(0.5, 1.5), 2),
-            pick=int(rng.random() * 1000) / 1000,
-            share=round(rng.choice((0.1, 0.5, 1.0)), 2),
-        )
-        for kind in drawn
-    ]
+    faults = [_fault(rng, kind) for kind in drawn]
     return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
+def _some_faults(rng: random.Random, kind: str, count: int) -> list[PlannedFault]:
+    return [_fault(rng, kind) for _ in range(count)]
+
+
+def _fault(rng: random.Random, kind: str) -> PlannedFault:
+    return PlannedFault(
+        at=round(rng.uniform(3.0, CHAOS_SECONDS - 5), 3),
+        kind=kind,
+        seconds=round(rng.choice((0.5, 3.0, 8.0, 15.0)) * rng.uniform(0.5, 1.5), 2),
+        pick=int(rng.random() * 1000) / 1000,
+        share=round(rng.choice((0.1, 0.5, 1.0)), 2),
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
-from asyncpar.testing.simulation.plan import Mix, Plan
+from asyncpar.testing.simulation.plan import HANDLERS_FAIL, Mix, Plan
 
 MIN_RECORDS = 10
 MAX_LIVES = 200
@@ -37,6 +37,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         for divisor in (8, 2):
             yield replace(plan, records=max(MIN_RECORDS, plan.records // divisor))
     yield from _simpler_group(plan)
+    yield from _simpler_letters(plan)
     for share in fields(Mix):
         if getattr(plan.mix, share.name):
             yield replace(plan, mix=replace(plan.mix, **{share.name: 0.0}))
@@ -52,6 +53,37 @@ def _simpler_group(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, static=False)
     if plan.keyless_share:
         yield replace(plan, keyless_share=0.0)
+
+
+def _simpler_letters(plan: Plan) -> Iterator[Plan]:
+    letters = plan.letters
+    if letters is None:
+        return
+    yield _without_outages(
+        replace(
+            plan,
+            letters=None,
+            attempts=plan.attempts if plan.mix.failing else None,
+            mix=replace(plan.mix, hopeless=0.0),
+        )
+    )
+    if letters.breaker is not None:
+        # Without a breaker an outage is a flood of letters, which no budget lets pass in time.
+        yield _without_outages(replace(plan, letters=replace(letters, breaker=None)))
+    if letters.budget is not None:
+        yield replace(plan, letters=replace(letters, budget=None))
+    if letters.poison is not None:
+        yield replace(plan, letters=replace(letters, poison=None))
+    if letters.rate is not None:
+        yield replace(plan, letters=replace(letters, rate=None))
+    if letters.partitions > 1:
+        yield replace(plan, letters=replace(letters, partitions=1))
+    if letters.undecodable:
+        yield replace(plan, letters=replace(letters, undecodable=False))
+
+
+def _without_outages(plan: Plan) -> Plan:
+    return replace(plan, faults=tuple(fault for fault in plan.faults if fault.kind != HANDLERS_FAIL))
 
 
 def _fewer_partitions(plan: Plan) -> Iterator[Plan]:

@@ -17,11 +17,11 @@ def tell(outcome: Outcome) -> str:
     """Plan, verdict and trace of a life, for the person who has to find the cause."""
     plan = outcome.plan
     lines = [f"life {outcome.seed} failed:"]
-    lines += [f"  {text}" for text in outcome.problems]
+    lines += [f"  {problem}" for problem in outcome.problems]
     lines.append(
         f"plan: {counted(plan.members, 'member')}, {dict(plan.partitions)}, "
         f"{counted(plan.records, 'record')}, {counted(plan.keys, 'key')}, "
-        f"attempts {plan.attempts}, {plan.handler}, {plan.settings}, {plan.mix}"
+        f"attempts {plan.attempts}, {plan.handler}, {plan.settings}, {plan.mix}, {plan.letters}"
         f"{', cooperative' if plan.cooperative else ''}{', static' if plan.static else ''}"
     )
     lines += [f"  {fault}" for fault in plan.faults]

@@ -1,4 +1,4 @@
-"""A simulated world: a broker, the members of one group, a producer, and what is done to them.
+"""A simulated world: a cluster, the members of one group, a producer, and what is done to members.
 
 First chaos: records are sent and the planned faults strike. Then everything heals, and the group has
 to come to rest. Whoever does something to the world notes it in the history.
@@ -7,22 +7,17 @@ to come to rest. Whoever does something to the world notes it in the history.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from asyncpar.adapters.aiokafka_config import ClientConfig
 from asyncpar.errors import ConfigurationError
-from asyncpar.ports import ConsumerFactory
-from asyncpar.records import Committed, TopicPartition
-from asyncpar.testing.checker_model import Final
-from asyncpar.testing.history import DELETE_RECORDS, FAILED, OVERWRITE, TRUNCATE, History
-from asyncpar.testing.memory_broker import MemoryBroker
-from asyncpar.testing.memory_link import Code, RefusedError, Request
+from asyncpar.ports import ConsumerFactory, ProducerFactory
+from asyncpar.testing.history import FAILED, History
+from asyncpar.testing.simulation.cluster import Cluster
 from asyncpar.testing.simulation.faults import FAULTS
 from asyncpar.testing.simulation.handlers import BROKEN, Fates
-from asyncpar.testing.simulation.link import Refusal, TroubledLink
-from asyncpar.testing.simulation.member import GROUP, Member
+from asyncpar.testing.simulation.member import Member
 from asyncpar.testing.simulation.plan import Plan, PlannedFault
 from asyncpar.testing.simulation.watch import Watch
 from asyncpar.testing.virtual_time import VirtualLoop
@@ -52,33 +47,21 @@ class World:
         self.problems: list[str] = []
         self.healed = asyncio.Event()
         self.fates = Fates(plan, self.healed)
-        self.link = TroubledLink(plan.rng("link"), VirtualLoop.context_of(""))
-        self.broker = MemoryBroker(
-            link=self.link,
-            recorder=self.history,
-            wall=loop.time,
-            metadata_max_bytes=plan.metadata_max_bytes,
-        )
+        self.cluster = Cluster(plan, self.history, self.later, loop.time)
         self.members: list[Member] = []
         """Those that live; the last joined last."""
         self.max_members = plan.members + 2
         self._topics = tuple(plan.partitions)
         self._born = 0
-        self._rng = plan.rng("world")
         self._sent = 0
-        self._open = {topic: list(range(count)) for topic, count in plan.partitions.items()}
-        """By topic: the partitions that the producer uses."""
         self._ending = False
-        self._broker_is_up = asyncio.Event()
-        self._broker_is_up.set()
 
     # -- the life ----------------------------------------------------------------------------
 
     async def live(self) -> None:
         """Chaos, heal, rest, and a clean stop of everybody."""
         begin = self.loop.time()
-        for topic, partitions in self.plan.partitions.items():
-            self.broker.create_topic(topic, partitions)
+        self.cluster.create_topics()
         for _ in range(self.plan.members):
             self.start_member()
         for fault in self.plan.faults:
@@ -101,6 +84,8 @@ class World:
             if rng.random() < _RETRY_SHARE:
                 self.states["retried amid chaos"] += sum(member.retry_halted() for member in self.members)
             self.states["records held back"] += sum(member.holds_back() for member in self.members)
+            for member in self.members:
+                self.states.update(member.holds())
 
     def _striker(self, fault: PlannedFault) -> Callable[[], None]:
         _, strike = FAULTS[fault.kind]
@@ -119,9 +104,9 @@ class World:
         for burst in range(bursts):
             await asyncio.sleep(pause * rng.uniform(0.2, 1.8))
             upto = plan.records * (burst + 1) // bursts
-            while self._sent < upto and not self.broker.is_down:
+            while self._sent < upto and not self.cluster.broker.is_down:
                 self._send_one(rng.random(), rng.random(), rng.random())
-        await self._broker_is_up.wait()
+        await self.cluster.is_up.wait()
         while self._sent < plan.records:
             self._send_one(rng.random(), rng.random(), rng.random())
 
@@ -131,19 +116,16 @@ class World:
         topic = self._topics[self._sent % len(self._topics)]
         # Squared: some keys come much more often than others.
         key = None if keyless_draw < plan.keyless_share else b"k%d" % int(plan.keys * key_draw * key_draw)
-        open_ones = self._open[topic]
+        open_ones = self.cluster.open[topic]
         partition = open_ones[(self._sent if key is None else int(key[1:])) % len(open_ones)]
         size = int(plan.payload_bytes * broken_draw)
         value = BROKEN if broken_draw < plan.mix.skipped else (b"v%d" % self._sent).ljust(size, b".")
-        self.broker.send(topic, value, key, partition=partition)
+        self.cluster.broker.send(topic, value, key, partition=partition)
 
     def _heal(self) -> None:
         """End every fault; whoever is missing comes back."""
         self.healed.set()
-        self.link.troubles.clear()
-        self.link.refusals.clear()
-        self._bring_broker_up()
-        self.broker.metadata_max_bytes = self.plan.metadata_max_bytes
+        self.cluster.heal()
         for member in self.members:
             self._thaw(member)
         self.history.note("heal")
@@ -160,17 +142,8 @@ class World:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _is_at_rest(self) -> bool:
-        return all(final.committed == final.end or not final.end for final in self.finals().values())
-
-    def finals(self) -> dict[TopicPartition, Final]:
-        """What the broker holds of each partition now."""
-        committed = self.broker.committed(GROUP)
-        found = {}
-        for topic in self.broker.partition_counts():
-            for tp in self.broker.partitions(topic):
-                stored = committed.get(tp)
-                found[tp] = Final(None if stored is None else stored.offset, self.broker.log(tp).end)
-        return found
+        finals = self.cluster.finals().values()
+        return all(final.committed == final.end or not final.end for final in finals)
 
     async def _stop_all(self) -> None:
         self._ending = True
@@ -199,17 +172,24 @@ class World:
         return member
 
     def consumers_of(self, member: Member) -> ConsumerFactory:
-        """How `member` reaches the broker."""
+        """How `member` reads."""
+        config = self._client_config(member)
+        return self.cluster.broker.consumers(member.name, config, cooperative=self.plan.cooperative)
+
+    def producers_of(self, member: Member) -> ProducerFactory:
+        """How `member` writes dead letters."""
+        return self.cluster.broker.producers(member.name, self._client_config(member))
+
+    def _client_config(self, member: Member) -> ClientConfig:
         plan = self.plan
         known = {
             name: plan.settings[name] for name in ClientConfig.__dataclass_fields__ if name in plan.settings
         }
-        config = ClientConfig(
+        return ClientConfig(
             metadata_max_age_ms=_METADATA_MAX_AGE_MS,
             group_instance_id=f"i{member.number}" if plan.static else None,
             **known,  # type: ignore[arg-type]
         )
-        return self.broker.consumers(member.name, config, cooperative=plan.cooperative)
 
     def stop_member(self, member: Member) -> None:
         """SIGTERM to a process, if it still lives."""
@@ -275,115 +255,3 @@ class World:
     def pick(self, fault: PlannedFault) -> Member | None:
         """The member that a fault hits; None when nobody is there."""
         return self.members[int(fault.pick * len(self.members))] if self.members else None
-
-    def pick_partition(self, fault: PlannedFault) -> TopicPartition:
-        """The partition that a fault hits."""
-        every: Sequence[TopicPartition] = [
-            tp for topic in self.broker.partition_counts() for tp in self.broker.partitions(topic)
-        ]
-        return every[int(fault.pick * len(every))]
-
-    def kick(self, member: Member) -> bool:
-        """Remove a member at the coordinator; False when it is none now."""
-        for member_id in list(self.broker.group(GROUP).members):
-            if member_id.startswith(f"{member.name}-"):
-                with contextlib.suppress(RefusedError):
-                    self.broker.kick(GROUP, member_id)
-                    self.history.note("fault", member.name, detail="kicked")
-                    return True
-        return False
-
-    def refuse(self, request: Request, code: Code, times: int, member: Member | None = None) -> bool:
-        """The broker answers the next `times` requests (of `member`) with `code`; False while it is down."""
-        if not self.broker.is_down:
-            self.link.refusals += [Refusal(request, code, None if member is None else member.name)] * times
-        return not self.broker.is_down
-
-    def move_coordinator(self) -> None:
-        """Another node coordinates the group, now or after it has loaded."""
-        loading = self._rng.random() < 0.5
-        self.broker.move_coordinator(GROUP, loading=loading)
-        if loading:
-            self.later(self._rng.uniform(0.1, 4.0), lambda: self.broker.loaded(GROUP))
-
-    def restart_broker(self, seconds: float) -> None:
-        """Down now, up after `seconds`."""
-        self.broker.down()
-        self.link.refusals.clear()  # it will have forgotten why
-        self._broker_is_up.clear()
-        self.later(seconds, self._bring_broker_up)
-
-    def _bring_broker_up(self) -> None:
-        self.broker.up()
-        self._broker_is_up.set()
-
-    def truncate(self, tp: TopicPartition, share: float) -> bool:
-        """Lose the last records of a log; False when it has none, or is the last one open to the producer.
-
-        Later records would take their offsets, and whoever had not heard of the loss would miss them
-        (no client can tell): the producer leaves the partition alone from here on.
-        """
-        log = self.broker.log(tp)
-        end = max(log.start, log.end - 1 - int(share * 30))
-        others = [number for number in self._open[tp.topic] if number != tp.partition]
-        if end >= log.end or not others:
-            return False
-        self._open[tp.topic] = others
-        self.history.note("fault", tp=tp, offset=end, detail=TRUNCATE)
-        self.broker.truncate(tp, end)
-        return True
-
-    def delete_beginning(self, tp: TopicPartition, share: float) -> bool:
-        """Delete a log's first records, up to a little beyond what is committed; False when it has none."""
-        log = self.broker.log(tp)
-        stored = self.broker.committed(GROUP).get(tp, Committed(0, ""))
-        before = min(log.end, stored.offset + int(share * 20))
-        if before <= log.start:
-            return False
-        self.history.note("fault", tp=tp, offset=before, detail=DELETE_RECORDS)
-        self.broker.delete_records(tp, before)
-        return True
-
-    def run_transaction(self, tp: TopicPartition, records: int, seconds: float, *, commits: bool) -> bool:
-        """Records that become visible at its end, or never; until then nothing behind them does.
-
-        False when there can be none: the broker is down, or the partition is closed to producers.
-        """
-        if self.broker.is_down or (commits and tp.partition not in self._open[tp.topic]):
-            return False
-        transaction = self.broker.transaction()
-        for _ in range(records):
-            transaction.send(tp.topic, b"late", b"k1", partition=tp.partition)
-
-        def end() -> None:
-            # A broker that is down when the producer commits gives the transaction up later.
-            is_lost = self.broker.is_down or tp.partition not in self._open[tp.topic]
-            transaction.commit() if commits and not is_lost else transaction.abort()
-
-        self.later(seconds, end)
-        return True
-
-    def limit_metadata(self, max_bytes: int, seconds: float) -> None:
-        """The broker takes at most so much metadata for a while."""
-        usual = self.plan.metadata_max_bytes
-        self.broker.metadata_max_bytes = min(max_bytes, usual)
-        self.later(seconds, lambda: setattr(self.broker, "metadata_max_bytes", usual))
-
-    def write_foreign_metadata(self, tp: TopicPartition, *, is_copy: bool) -> bool:
-        """Put another tool's string beside the committed offset; False when there is none to put.
-
-        `is_copy`: asyncpar's own, of another partition, as tools do that copy offsets.
-        """
-        committed = self.broker.committed(GROUP)
-        stored = committed.get(tp)
-        own = [one.metadata for other, one in committed.items() if other != tp and one.metadata]
-        if stored is None or (is_copy and not own):
-            return False
-        text = max(own, key=len) if is_copy else "bm90IG91cnM="
-        self.history.note("fault", tp=tp, offset=stored.offset, detail=OVERWRITE)
-        self.broker.group(GROUP).offsets[tp] = Committed(stored.offset, text)
-        return True
-
-    def grow(self, topic: str) -> None:
-        """One more partition; the producer does not use it, but the group has to be given it."""
-        self.broker.add_partitions(topic, self.broker.partition_counts()[topic] + 1)

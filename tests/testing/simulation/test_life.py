@@ -11,13 +11,23 @@ from dataclasses import replace
 
 import pytest
 
+from asyncpar.policies import Breaker, DeadLetterBudget, PoisonKeys, RateLimit
 from asyncpar.runtime.committer import Committer
+from asyncpar.runtime.outbox import Outbox
 from asyncpar.runtime.rebalance import Rebalancer
 from asyncpar.runtime.worker import Worker
 from asyncpar.testing.history import encode
 from asyncpar.testing.simulation.faults import FAULTS, WEIGHTS
 from asyncpar.testing.simulation.life import FAULTS_AND_STATES, Outcome, live, plan_of
-from asyncpar.testing.simulation.plan import MIN_RECORDS, Mix, Plan, PlannedFault
+from asyncpar.testing.simulation.plan import (
+    HANDLERS_FAIL,
+    LETTERS_REFUSED,
+    MIN_RECORDS,
+    LetterPlan,
+    Mix,
+    Plan,
+    PlannedFault,
+)
 from asyncpar.testing.simulation.shrink import shrink
 from asyncpar.testing.simulation.trace import tell
 from asyncpar.testing.simulation.world import LIFE_SECONDS
@@ -61,6 +71,12 @@ def small_plan(*faults: PlannedFault, mix: Mix = CALM, **values: object) -> Plan
     return replace(plan, **values)  # type: ignore[arg-type]
 
 
+def letter_plan(*faults: PlannedFault, **values: object) -> Plan:
+    """The same, and some records become dead letters."""
+    letters = LetterPlan(partitions=1, undecodable=False, **values)  # type: ignore[arg-type]
+    return small_plan(*faults, mix=replace(CALM, hopeless=0.1), attempts=3, letters=letters)
+
+
 def told(outcome: Outcome) -> str:
     return "" if outcome.is_ok else tell(outcome)
 
@@ -102,9 +118,49 @@ def test_every_fault_strikes_and_is_survived(kind: str) -> None:
         PlannedFault(at=at, kind=kind, seconds=3.0, pick=pick, share=share)
         for at, pick, share in ((8.0, 0.1, 0.5), (15.0, 0.6, 0.2), (22.0, 0.9, 0.5), (29.0, 0.4, 0.2))
     ]
-    outcome = live(small_plan(*faults))
+    outcome = live((letter_plan if kind == LETTERS_REFUSED else small_plan)(*faults))
     assert outcome.is_ok, told(outcome)
     assert outcome.met[kind] > 0
+
+
+def test_records_become_dead_letters() -> None:
+    """Those that never succeed, and no others: their attempts are used up, and the group comes to rest."""
+    outcome = live(letter_plan())
+    assert outcome.is_ok, told(outcome)
+    sent = {(event.tp, event.offset) for event in outcome.events if event.kind == "send"}
+    letters = {place for place in sent if place[0].topic == "orders.dlq"}
+    assert 10 < len(letters) == outcome.counts["dead letters"] == outcome.met["dead letter acknowledged"]
+    assert outcome.counts["handled"] == len(sent) - 2 * len(letters)
+
+
+@pytest.mark.parametrize(
+    ("rules", "state"),
+    [
+        ({"budget": DeadLetterBudget(share=0.0, at_least=1, window_ms=3_000)}, "budget used up"),
+        ({"poison": PoisonKeys(failures=2, cool_down_ms=1_000)}, "key poisoned"),
+        ({"breaker": Breaker(min_calls=5, open_ms=500, max_open_ms=2_000)}, "breaker opened"),
+        ({"rate": RateLimit(per_second=100, burst=1)}, "dead letter acknowledged"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_rules_of_dead_letters_are_lived_through(rules: Mapping[str, object], state: str) -> None:
+    """Each alone: it does what it is for, and the life passes."""
+    outage = PlannedFault(at=20.0, kind=HANDLERS_FAIL, seconds=5.0, pick=0.5, share=0.5)
+    outcome = live(letter_plan(*([outage] if "breaker" in rules else []), **rules))
+    assert outcome.is_ok, told(outcome)
+    assert outcome.met[state] > 0
+
+
+def test_a_letter_that_was_never_written_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its member says that it was acknowledged, and its topic does not have it."""
+
+    async def forgotten(self: Outbox, tp: object, departure: object) -> float:
+        self._departed(departure)  # type: ignore[arg-type]
+        self._settle(tp, departure)  # type: ignore[arg-type]
+        return 0.0
+
+    monkeypatch.setattr(Outbox, "_send", forgotten)
+    assert live(letter_plan()).failed_checks == {"DEAD LETTER"}
 
 
 def test_faults_and_their_weights_are_the_same_list() -> None:
@@ -137,7 +193,7 @@ def test_a_world_that_cannot_go_on_is_a_failed_life(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("asyncpar.testing.simulation.life.MAX_STEPS", 5_000)
     outcome = live(small_plan())
     assert outcome.failed_checks >= {"SIMULATION"}
-    assert "no end after" in " ".join(outcome.problems)
+    assert "no end after" in " ".join(map(str, outcome.problems))
 
 
 def test_a_handler_that_is_cancelled_and_should_be_kept_is_found_out(
@@ -148,7 +204,7 @@ def test_a_handler_that_is_cancelled_and_should_be_kept_is_found_out(
     joins = [PlannedFault(at=at, kind="member joins", seconds=3.0, pick=0.5, share=0.5) for at in (8, 20)]
     plan = small_plan(*joins, mix=replace(CALM, hanging=0.1))
     kept = replace(plan, handler={**plan.handler, "on_revoke": "keep"})
-    assert any("was cancelled, not kept" in text for text in live(kept).problems)
+    assert any("was cancelled, not kept" in one.text for one in live(kept).problems)
     assert live(plan).is_ok
 
 
@@ -157,7 +213,7 @@ def test_a_handler_that_is_left_hanging_is_found_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Worker, "cancel", lambda *_: None)
     joins = [PlannedFault(at=at, kind="member joins", seconds=3.0, pick=0.5, share=0.5) for at in (8, 20)]
     plan = small_plan(*joins, mix=replace(CALM, hanging=0.1))
-    assert any("was not cancelled when its partition was taken" in text for text in live(plan).problems)
+    assert any("was not cancelled when its partition was taken" in one.text for one in live(plan).problems)
 
 
 def test_what_members_leave_unhandled_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

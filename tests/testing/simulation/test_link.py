@@ -45,6 +45,32 @@ async def test_refusals_are_met_once_each_and_serve_nothing() -> None:
     assert link.refusals == [Refusal("Fetch", Code.CORRUPT_MESSAGE)]
 
 
+@virtually
+async def test_a_batch_that_may_be_written_is_not_refused() -> None:
+    """The answer to it was lost: the same batch is sent again, and a broker finds it as good as before."""
+    link, served = make(Trouble("answer lost", "m", 1.0)), list[int]()
+    with pytest.raises(LinkError):
+        await link("Produce", "m", lambda: served.append(1))
+    link.troubles.clear()
+    link.refusals.append(Refusal("Produce", Code.MESSAGE_TOO_LARGE))
+    await link("Produce", "m", lambda: served.append(2))
+    with pytest.raises(RefusedError):
+        await link("Produce", "m", lambda: served.append(3))
+    assert served == [1, 2]
+
+
+@virtually
+async def test_batches_do_not_wait_for_what_else_is_asked() -> None:
+    """A producer has a connection of its own: what is late on another one holds it up no more."""
+    link, served = make(Trouble("request late", "m", 1.0)), list[str]()
+    late = asyncio.ensure_future(link("OffsetCommit", "m", lambda: served.append("commit")))
+    await asyncio.sleep(0)
+    link.troubles.clear()
+    await link("Produce", "m", lambda: served.append("batch"))
+    await late
+    assert served == ["batch", "commit"]
+
+
 @pytest.mark.parametrize(("kind", "times"), [("request lost", 0), ("answer lost", 1)])
 def test_what_is_lost_raises_or_is_found_out_late(kind: str, times: int) -> None:
     """The caller hears of a broken connection, at once or when the system notices; nobody hangs for ever."""

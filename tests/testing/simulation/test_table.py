@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from asyncpar.testing.simulation.life import FAULTS_AND_STATES, Outcome, plan_of
+from asyncpar.testing.simulation.life import FAULTS_AND_STATES, Outcome, Problem, plan_of
 from asyncpar.testing.simulation.table import Totals, render
 
 
@@ -12,7 +12,6 @@ def outcome(**values: object) -> Outcome:
     made = Outcome(
         plan=plan_of(1),
         problems=(),
-        failed_checks=frozenset(),
         met=dict.fromkeys(FAULTS_AND_STATES, 2),
         counts={"handled": 10},
         simulated_seconds=90.0,
@@ -28,7 +27,7 @@ def test_totals_add_up_and_name_what_was_never_met() -> None:
     missing = Totals()
     missing.add(outcome(met={**dict.fromkeys(FAULTS_AND_STATES, 1), "member dies": 0}))
     assert missing.never_met() == ["member dies"]
-    totals.add(outcome(met={"member dies": 3}, problems=("LOST a record",)))
+    totals.add(outcome(met={"member dies": 3}, problems=(Problem("LOST", "a record"),)))
     assert (totals.events["member dies"], totals.lives_with["member dies"]) == (5, 2)
     assert totals.failed == [1]
 
