@@ -22,13 +22,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import asyncpar
 from asyncpar.assembly import Rigging, client_version, kafka_consumers, kafka_producers, runtime_config
 from asyncpar.discovery import including, specs_in
 from asyncpar.errors import AsyncparError, ConfigurationError, EngineError, PortInUseError
-from asyncpar.groups import DeclaredGroup, Threads, build_handlers, check_leases, declare_groups
+from asyncpar.executors.app_executors import AppExecutors
+from asyncpar.groups import DeclaredGroup, build_handlers, check_leases, declare_groups
 from asyncpar.metrics import MetricsSnapshot, SnapshotBuilder
 from asyncpar.middleware import Middleware
 from asyncpar.ports import ConsumerFactory, ProducerFactory
@@ -41,6 +42,9 @@ from asyncpar.settings_checks import check_names
 from asyncpar.settings_sources import Loaded, load
 from asyncpar.status import AppStatus
 from asyncpar.topics import TopicSpec, topic
+
+if TYPE_CHECKING:
+    from asyncpar.executors.process_checks import ProcessLifespan
 
 Lifespan = Callable[["App"], AbstractAsyncContextManager[Any]]
 """One async context manager; what it yields is `Context.state` of every handler."""
@@ -58,6 +62,7 @@ class App:
         *,
         group: str | None = None,
         lifespan: Lifespan | None = None,
+        process_lifespan: ProcessLifespan | None = None,
         middlewares: Sequence[Middleware] = (),
         on_fatal: Callable[[BaseException], None] | None = None,
         consumers: ConsumerFactory | None = None,
@@ -66,15 +71,18 @@ class App:
     ) -> None:
         """`settings` are engine-wide knobs by name; environment, TOML and command line beat them.
 
-        `on_fatal` hears the error that ends an embedded app. `consumers` makes the consumer of a
-        group, `producers` what writes dead letters (default: aiokafka's adapters). Raises SettingError
-        for an unknown name.
+        `lifespan` is entered while the app runs, what it yields is `Context.state`; `process_lifespan`, a
+        plain context manager function of a module, is the same in each child process of a handler with
+        `executor="process"`. `on_fatal` hears the error that ends an embedded app. `consumers` makes the
+        consumer of a group, `producers` what writes dead letters (default: aiokafka's adapters). Raises
+        SettingError for an unknown name.
         """
         if group is not None:
             settings["group"] = group
         check_names(settings, "App(...)")
         self.name = name or "asyncpar"
         self._user_lifespan = lifespan
+        self._process_lifespan = process_lifespan
         self._middlewares = tuple(middlewares)
         self._on_fatal = on_fatal
         self._rigging = Rigging(consumers, producers)
@@ -149,7 +157,7 @@ class App:
 
     def groups(self) -> list[DeclaredGroup]:
         """What each group runs, checked. Raises ConfigurationError; needs no broker."""
-        groups = declare_groups(self._specs, self.loaded)
+        groups = declare_groups(self._specs, self.loaded, self._process_lifespan)
         check_leases(groups, self._middlewares)
         return groups
 
@@ -168,14 +176,15 @@ class App:
         self._stopping = asyncio.Event()
         self._failure = None
         self._started_at = time.monotonic()
-        threads = Threads()
+        executors = AppExecutors()
         try:
             async with AsyncExitStack() as stack:
-                stack.callback(threads.close)
+                stack.push_async_callback(executors.close)
                 state = None
                 if self._user_lifespan is not None:
                     state = await stack.enter_async_context(self._user_lifespan(self))
-                self._runtimes = tuple(self._runtime(group, state, threads) for group in groups)
+                self._runtimes = tuple(self._runtime(group, state, executors) for group in groups)
+                await executors.start()
                 stack.push_async_callback(self._stop_http, await self._start_http())
                 await self._run_groups(drain_and_exit, on_started)
         finally:
@@ -185,8 +194,8 @@ class App:
         if self._runtimes or self._owner not in (None, asyncio.current_task()):
             raise ConfigurationError(f"app {self.name} runs already: an app runs once at a time")
 
-    def _runtime(self, group: DeclaredGroup, state: object, threads: Threads) -> GroupRuntime:
-        built = build_handlers(group, state, self._middlewares, threads)
+    def _runtime(self, group: DeclaredGroup, state: object, executors: AppExecutors) -> GroupRuntime:
+        built = build_handlers(group, state, self._middlewares, executors)
         rigging = self._rigging
         handlers = [rigging.watch(group.name, handler) for handler in built]
         return GroupRuntime(

@@ -17,6 +17,9 @@
     ├── DecodeError                     a payload, key or header does not fit its annotation
     │   └── TombstoneError              a record without a value, for a payload that may not be None
     ├── HandlerFailedError              a plain handler raised what must not leave it (SystemExit)
+    ├── RemoteHandlerError              a handler raised in a child process: what is known of its exception
+    ├── WorkerDiedError                 the child process that ran a record crashed, or was killed
+    ├── NotStartedError                 a child process did not run a record (never leaves run())
     ├── HandlerTimeoutError             a handler ran for longer than its `timeout_ms`
     │   └── RecordBlockedError              a record blocked the commit for too long
     ├── PoisonKeyError                  a record's key failed too often: it is not run
@@ -118,6 +121,51 @@ class TombstoneError(DecodeError):
 
 class HandlerFailedError(AsyncparError):
     """A handler tried to end the process (SystemExit); it counts as an ordinary failure."""
+
+
+class ChildTraceback(Exception):  # noqa: N818 - a cause that is shown, never raised
+    """The traceback of a child process, as the cause of what is raised for it here."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
+
+
+class RemoteHandlerError(AsyncparError):
+    """A handler raised in a child process. Its exception stayed there; this says what it was.
+
+    `ancestors`: module and qualified name of its class and of that one's bases, nearest first, such as
+    "builtins.KeyError"; `Retry(on=...)`, `not_on=` and `on_error=` match by them. `message` is its text,
+    `traceback_text` the child's traceback.
+    """
+
+    def __init__(self, message: str, ancestors: tuple[str, ...], traceback_text: str = "") -> None:
+        self.ancestors = ancestors
+        self.message = message
+        self.traceback_text = traceback_text
+        kind = ancestors[0].removeprefix("builtins.") if ancestors else "an exception without a name"
+        super().__init__(f"{kind}: {message}" if message else kind)
+
+
+class WorkerDiedError(AsyncparError):
+    """The child process that ran the record ended before the record did: a crash, a kill, no memory, exit.
+
+    The first time it is an ordinary failure. `is_final`: the same record did it again and is run no more.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        self.is_final = is_final
+        super().__init__(message)
+
+
+class NotStartedError(AsyncparError):
+    """A record was given to the process bridge and was not run to its end there, by no fault of its own.
+
+    It is certain that it does not run any more. Its attempt counts for nothing: it may run again at once.
+    """
 
 
 class BrokerError(AsyncparError):

@@ -8,25 +8,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from asyncpar.core.failures import FailureRules
 from asyncpar.errors import ConfigurationError, DecodeError, HandlerError, SettingError
+from asyncpar.executors.app_executors import AppExecutors
 from asyncpar.executors.invoke import invocation
-from asyncpar.executors.threads import ThreadExecutor
+from asyncpar.executors.process_rules import BridgeRules
 from asyncpar.middleware import Middleware
 from asyncpar.policies import Default, Retry, delay_of
 from asyncpar.ports import Subscription
 from asyncpar.records import RawRecord
 from asyncpar.runtime.handlers import Admissions, Handler
 from asyncpar.runtime.letters import dead_letter_topics
-from asyncpar.settings import Settings, default_concurrency
+from asyncpar.settings import Settings, default_concurrency, usable_cores
 from asyncpar.settings_sources import Loaded
 from asyncpar.signatures import CallPlan, plan_call
 from asyncpar.topics import TopicSpec, order_key_function
 
+if TYPE_CHECKING:
+    from asyncpar.executors.lane_child import ChildWork
+    from asyncpar.executors.process_checks import ProcessLifespan
+
 _WHOLE_PARTITION = "partition"
 _KEYLESS_LANE = "keyless"
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """The child processes of a handler: what they import, how many, and how they are fed."""
+
+    work: ChildWork
+    rules: BridgeRules
+    start_method: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,8 @@ class DeclaredHandler:
     retry: Retry
     dead_letter: str | None
     timeout_ms: int | None
+    children: Children | None = None
+    """None: it runs in this process."""
 
     @property
     def attempts(self) -> int | None:
@@ -57,25 +74,9 @@ class DeclaredGroup:
     subscription: Subscription
 
 
-@dataclass(slots=True)
-class Threads:
-    """The thread executors of an app, closed together."""
-
-    executors: list[ThreadExecutor] = field(default_factory=list)
-
-    def make(self, name: str, threads: int) -> ThreadExecutor:
-        """Threads for one handler."""
-        executor = ThreadExecutor(name, threads)
-        self.executors.append(executor)
-        return executor
-
-    def close(self) -> None:
-        """Start nothing more in any of them."""
-        for executor in self.executors:
-            executor.close()
-
-
-def declare_groups(specs: Sequence[TopicSpec], loaded: Loaded) -> list[DeclaredGroup]:
+def declare_groups(
+    specs: Sequence[TopicSpec], loaded: Loaded, process_lifespan: ProcessLifespan | None = None
+) -> list[DeclaredGroup]:
     """The groups of `specs`, by name. Raises ConfigurationError for what contradicts itself."""
     if not specs:
         raise ConfigurationError("no handler: decorate a function with @topic(...) and include it in the app")
@@ -89,7 +90,7 @@ def declare_groups(specs: Sequence[TopicSpec], loaded: Loaded) -> list[DeclaredG
                 f"{spec.where}: no consumer group; give --group, ASYNCPAR_GROUP, "
                 "App(group=...) or @topic(group=...)"
             )
-        by_group.setdefault(group, []).append(_declare(spec, group, loaded.settings))
+        by_group.setdefault(group, []).append(_declare(spec, group, loaded.settings, process_lifespan))
     for group, handlers in by_group.items():
         _check_conflicts(group, [handler.spec for handler in handlers])
     return [
@@ -116,20 +117,45 @@ def _check_names(specs: Sequence[TopicSpec]) -> None:
             raise HandlerError(f"{spec.where}: another function has the same name; give one of them name=...")
 
 
-def _declare(spec: TopicSpec, group: str, settings: Settings) -> DeclaredHandler:
+def _declare(
+    spec: TopicSpec, group: str, settings: Settings, process_lifespan: ProcessLifespan | None
+) -> DeclaredHandler:
     attempts = Default.ATTEMPTS if settings.retry_attempts is None else settings.retry_attempts
     retry = spec.retry or Retry(attempts, settings.retry_base_ms, settings.retry_max_ms)
-    concurrency = spec.concurrency or settings.concurrency or default_concurrency(spec.resolved_executor)
     dead_letter = spec.dead_letter or settings.dead_letter
     _check_needs(spec, dead_letter)
+    plan = plan_call(spec, group=group)
+    timeout_ms = spec.timeout_ms or settings.timeout_ms
+    children = None
+    concurrency = spec.concurrency or settings.concurrency or default_concurrency(spec.resolved_executor)
+    if spec.resolved_executor == "process":
+        children = _children(spec, group, settings, timeout_ms, process_lifespan)
+        concurrency = spec.concurrency or children.rules.slots
     return DeclaredHandler(
-        spec,
-        plan_call(spec, group=group),
-        concurrency,
-        retry,
-        dead_letter=dead_letter,
-        timeout_ms=spec.timeout_ms or settings.timeout_ms,
+        spec, plan, concurrency, retry, dead_letter=dead_letter, timeout_ms=timeout_ms, children=children
     )
+
+
+def _children(
+    spec: TopicSpec,
+    group: str,
+    settings: Settings,
+    timeout_ms: int | None,
+    process_lifespan: ProcessLifespan | None,
+) -> Children:
+    """How `spec` runs in child processes. Raises HandlerError for what they could not import."""
+    from asyncpar.executors.process_checks import child_work  # brings what only such handlers need
+
+    rules = BridgeRules(
+        lanes=settings.worker_pool_size or usable_cores(),
+        batch_size=settings.process_batch_size,
+        queue_size=settings.process_queue_size,
+        max_batch_wait_ms=settings.max_batch_wait_ms,
+        timeout_ms=timeout_ms,
+        max_tasks_per_child=settings.max_tasks_per_child,
+    )
+    work = child_work(spec, group, timeout_ms, process_lifespan)
+    return Children(work, rules, settings.process_start_method)
 
 
 def _check_needs(spec: TopicSpec, dead_letter: str | None) -> None:
@@ -203,19 +229,23 @@ def _pattern(handler: DeclaredHandler) -> str | None:
 
 
 def build_handlers(
-    group: DeclaredGroup, state: object, middlewares: Sequence[Middleware], threads: Threads
+    group: DeclaredGroup, state: object, middlewares: Sequence[Middleware], executors: AppExecutors
 ) -> list[Handler]:
     """What the runtime runs; `state` is what the lifespan yielded."""
-    return [_build(handler, state, middlewares, threads) for handler in group.handlers]
+    return [_build(handler, state, middlewares, executors) for handler in group.handlers]
 
 
 def _build(
-    declared: DeclaredHandler, state: object, middlewares: Sequence[Middleware], threads: Threads
+    declared: DeclaredHandler, state: object, middlewares: Sequence[Middleware], executors: AppExecutors
 ) -> Handler:
     spec, retry = declared.spec, declared.retry
     executor = spec.resolved_executor
-    where = threads.make(spec.name, declared.concurrency) if executor == "thread" else None
-    call = invocation(declared.plan, state, middlewares, where)
+    children, bridge, threads = declared.children, None, None
+    if children is not None:
+        bridge = executors.processes(spec.name, children.work, children.rules, children.start_method)
+    elif executor == "thread":
+        threads = executors.threads(spec.name, declared.concurrency)
+    call = invocation(declared.plan, state, middlewares, bridge or threads)
     return Handler(
         name=spec.name,
         topics=(*spec.topics, *spec.retry_topics),
@@ -241,7 +271,9 @@ def _build(
         match=spec.match,
         skip_unmatched=spec.unmatched == "skip",
         cancel_on_revoke=spec.on_revoke == "cancel",
-        timeout_seconds=None if declared.timeout_ms is None else declared.timeout_ms / 1000,
+        bridge=bridge,
+        # A child that takes too long over a record is seen to by its bridge, which knows when it began it.
+        timeout_seconds=None if bridge or declared.timeout_ms is None else declared.timeout_ms / 1000,
         dead_letter=declared.dead_letter,
         metadata_only=spec.dead_letter_payload == "metadata_only",
         admissions=_admissions(spec),

@@ -2,16 +2,20 @@
 
 The registry is the only place where a metric is named; `app.metrics()` fills it, the Prometheus
 adapter renders it, and the docs page is generated from it. Counters are plain integers that are
-read at scrape time; nothing here is touched per record.
+read at scrape time; of what is here only `SecondsHistogram` is touched while records run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import frexp
 
-HISTOGRAM_BOUNDS: tuple[float, ...] = tuple(2.0**power for power in range(-20, 11))
+_LOWEST_POWER = -20
+HISTOGRAM_BOUNDS: tuple[float, ...] = tuple(2.0**power for power in range(_LOWEST_POWER, 11))
 """Upper bounds in seconds of every histogram: powers of two from 0.95 us to 17 minutes."""
+_BUCKETS = len(HISTOGRAM_BOUNDS) + 1
+_TOP = _BUCKETS - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,28 @@ class Histogram:
 
     counts: tuple[int, ...]
     total: float
+
+
+class SecondsHistogram:
+    """Durations in seconds, counted in the buckets of HISTOGRAM_BOUNDS as they happen."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * _BUCKETS
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One observation. A negative one (a clock that was set back) counts as 0."""
+        if seconds < 0.0:
+            seconds = 0.0
+        index = frexp(seconds)[1] - _LOWEST_POWER
+        self.counts[0 if index < 0 or not seconds else min(index, _TOP)] += 1
+        self.total += seconds
+
+    def snapshot(self) -> Histogram:
+        """The counts of this moment."""
+        return Histogram(tuple(self.counts), self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +158,44 @@ REGISTRY: tuple[Metric, ...] = (
         "0 closed, 1 half-open (few calls try), 2 open; for handlers that have a breaker.",
     ),
     Metric("breaker_openings_total", "counter", _HANDLER, "How often it opened."),
+    Metric("process_pool_lanes", "gauge", _HANDLER, "Child processes of the handler that are ready."),
+    Metric("process_pool_busy", "gauge", _HANDLER, "Those of them that have records."),
+    Metric("process_pool_pending", "gauge", _HANDLER, "Records that wait for a child."),
+    Metric(
+        "process_pool_batches_total",
+        "counter",
+        (*_HANDLER, "size"),
+        "Batches sent to children, by their number of records: up to 1, 2, 4, 8, ...",
+    ),
+    Metric(
+        "process_pool_transit_seconds",
+        "histogram",
+        _HANDLER,
+        "Time from sending a batch to its answer, without the handler's; of batches that no other held up.",
+    ),
+    Metric(
+        "process_pool_handler_seconds", "histogram", _HANDLER, "What the handler took for a batch in a child."
+    ),
+    Metric("process_pool_restarts_total", "counter", _HANDLER, "Children that died and were replaced."),
+    Metric(
+        "process_pool_recycled_total",
+        "counter",
+        _HANDLER,
+        "Children that were replaced after max_tasks_per_child records.",
+    ),
+    Metric("process_pool_failed_starts_total", "counter", _HANDLER, "Children that could not be started."),
+    Metric(
+        "process_pool_kills_total",
+        "counter",
+        (*_HANDLER, "reason"),
+        "Children that asyncpar ended: timeout, cancelled, stuck (no sign of life), close.",
+    ),
+    Metric(
+        "process_pool_blamed_total",
+        "counter",
+        (*_HANDLER, "how"),
+        "Records that a crash or a timeout of their child was put down to.",
+    ),
     Metric("poison_keys", "gauge", _HANDLER, "Keys whose records are not run for now."),
     Metric("poisonings_total", "counter", _HANDLER, "How often a key was poisoned."),
     Metric(

@@ -44,7 +44,8 @@ class LimitSettings(Section):
         "Calls that run at the same time, per handler and process; a handler's own value wins.",
         low="1 runs one record at a time",
         high="memory and downstream connections become the limit; more than `max_in_flight` is never reached",
-        unset="100 for async handlers, min(32, 4 x cores) for threads",
+        unset="100 for async handlers, min(32, 4 x cores) for threads; of a handler in child processes two "
+        "batches for each child, whatever stands here",
         ge=1,
         le=100_000,
     )
@@ -73,6 +74,60 @@ class LimitSettings(Section):
         high="memory: about this much payload, plus overhead for each record",
         ge=1,
         le=2**40,
+    )
+
+
+class ProcessSettings(Section):
+    """Child processes of handlers with `executor="process"`. Each such handler has its own."""
+
+    worker_pool_size: int | None = knob(
+        None,
+        "Child processes of a handler.",
+        low="1 uses one core",
+        high="more than there are cores only costs memory",
+        unset="as many as this process may use cores",
+        ge=1,
+        le=1_024,
+    )
+    process_batch_size: int = knob(
+        64,
+        "The most records that are sent to a child together. An idle child gets what there is at once; "
+        "batches grow under load only, and never beyond what takes about 50 ms.",
+        low="1 sends each record by itself: quick handlers wait for the way",
+        high="a rebalance or a crash sends more records back",
+        ge=1,
+        le=10_000,
+    )
+    process_queue_size: int = knob(
+        2_048,
+        "The most records of a handler that are with its children at a time: waiting, sent and running. "
+        "More than two batches for each child is never reached.",
+        low="children run dry while the next records are on their way",
+        high="memory",
+        ge=1,
+        le=1_000_000,
+    )
+    max_batch_wait_ms: int = knob(
+        5,
+        "How long records wait for their batch to fill while every child is busy.",
+        low="0 sends what there is: smaller batches, less delay",
+        high="a record may wait for that long although its child would be free sooner",
+        ge=0,
+        le=60_000,
+    )
+    max_tasks_per_child: int | None = knob(
+        None,
+        "A child that has run so many records is replaced; its successor is ready before it goes.",
+        low="starting children costs more than the records",
+        high="what leaks in a handler grows for longer",
+        unset="children are kept",
+        ge=1,
+        le=1_000_000_000,
+    )
+    process_start_method: Literal["forkserver", "spawn"] = knob(
+        "forkserver",
+        "How children are made. `forkserver` imports the handlers' modules once and forks from there, in "
+        "milliseconds; `spawn` starts a fresh interpreter for each child.",
     )
 
 
@@ -213,6 +268,7 @@ SECTIONS: tuple[type[Section], ...] = (
     FetchSettings,
     SecuritySettings,
     LimitSettings,
+    ProcessSettings,
     RetrySettings,
     FailureSettings,
     CommitSettings,
@@ -225,6 +281,7 @@ class Settings(
     CommitSettings,
     FailureSettings,
     RetrySettings,
+    ProcessSettings,
     LimitSettings,
     SecuritySettings,
     FetchSettings,
@@ -235,6 +292,13 @@ class Settings(
     Raises pydantic's ValidationError when a value is outside of its limits; `load` turns that into
     a SettingError that names the source.
     """
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: fewer than the machine has, where it is confined."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def default_concurrency(executor: str) -> int:

@@ -93,6 +93,12 @@ class HandlerStatus:
     """closed | half_open | open; None without a breaker."""
     poisoned_keys: int = 0
     """Keys whose records are not run for now."""
+    children: int | None = None
+    """Child processes that are ready; None for a handler that runs in this process."""
+    busy_children: int = 0
+    """Those of them that have records."""
+    no_child_starts: str | None = None
+    """Why, while none is left and none can be started."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 from asyncpar.policies import check_choice, delay_of, refuse
 
 Order: TypeAlias = Literal["key", "partition", "unordered"]
-Executor: TypeAlias = Literal["async", "thread"]
+Executor: TypeAlias = Literal["async", "thread", "process"]
 Handler: TypeAlias = Callable[..., object]
 
 _BACK_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*(?:\\[1-9]|\(\?\(\d)")
@@ -116,13 +116,13 @@ def check_flag(where: str, name: str, value: object) -> None:
 
 def check_executor(where: str, function: Handler, executor: str | None) -> None:
     """It fits what the function is. Raises HandlerError."""
-    if executor == "process":
-        refuse(where, 'executor="process" is not available in this version; use "thread" with `def`')
     if executor is not None:
         check_choice(where, "executor", executor, get_args(Executor))
     if inspect.iscoroutinefunction(function):
-        if executor == "thread":
-            refuse(where, 'executor="thread" cannot run `async def`; write `def`, or leave executor= out')
+        if executor in ("thread", "process"):
+            refuse(
+                where, f'executor="{executor}" cannot run `async def`; write `def`, or leave executor= out'
+            )
         return
     if executor == "async":
         refuse(where, 'executor="async" cannot run a plain `def`; write `async def`, or leave executor= out')

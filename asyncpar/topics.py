@@ -142,7 +142,9 @@ class TopicSpec:
         check_executor(where, self.function, self.executor)
         check_flag(where, "task_per_record", self.task_per_record)
         if self.task_per_record and self.resolved_executor != "async":
-            refuse(where, "task_per_record=True needs `async def`; a thread has no task, leave it out")
+            refuse(
+                where, f"task_per_record=True needs `async def`, not a {self.resolved_executor}; leave it out"
+            )
 
     def _check_failures(self) -> None:
         where = self.where
@@ -167,8 +169,10 @@ class TopicSpec:
 
     @property
     def resolved_executor(self) -> Executor:
-        """Where the function runs: the loop for `async def`, a thread for `def`."""
-        return "async" if inspect.iscoroutinefunction(self.function) else "thread"
+        """Where the function runs: the loop for `async def`; a thread for `def`, or a child process."""
+        if inspect.iscoroutinefunction(self.function):
+            return "async"
+        return "process" if self.executor == "process" else "thread"
 
     def override(self, **values: object) -> TopicSpec:
         """A copy with the values of a settings table (keys: `OVERRIDABLE`), checked like the decorator's.
@@ -265,7 +269,8 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
             key as bytes or str, None for a record without one; if it raises, the record is undecodable.
         keyless: how records without a key run: "unordered", "partition" (in order), "error".
         concurrency: calls at a time, per process.
-        executor: "async" (default for `async def`) or "thread" (default for `def`).
+        executor: "async" (default for `async def`), "thread" (default for `def`), or "process": a `def` that
+            computes runs in child processes, on all cores. A child imports it by its module and name.
         retry: how often and how soon a failed record runs again.
         timeout_ms: a call that runs for longer is cancelled, and has failed. `heartbeat()` begins it anew.
         on_error: by exception class (the nearest counts): "retry", "dead_letter", "skip" or "halt".

@@ -1,6 +1,7 @@
 """Every example runs as its user would run it; those that handle records do so on a real broker."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from asyncpar.core.offset_codec import decode
 from asyncpar.records import TopicPartition
@@ -132,6 +134,49 @@ async def test_small_examples_handle_their_records(private_broker: KafkaBroker):
         assert ended.code == 0, f"{name}: {ended.err}"
         for expected in words:
             assert expected in ended.err, f"{name}: {expected!r} is not in {ended.err}"
+
+
+# -- thumbnails: child processes -----------------------------------------------------------------
+
+
+def an_image(width: int, height: int, kind: str) -> bytes:
+    """A picture of one colour."""
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), "navy").save(data, kind)
+    return data.getvalue()
+
+
+@pytest.mark.broker
+async def test_thumbnails_are_made_in_children(private_broker: KafkaBroker, tmp_path: Path):
+    """One per image, the newest version of each, no half ones; what is no image is a dead letter."""
+    bootstrap, images = private_broker.bootstrap, {"images": 4, "images.dlq": 1}
+    for name, partitions in images.items():
+        await kafka_tools.create_topic(bootstrap, name, partitions)
+    records = [Record(b"%d.png" % number, an_image(400, 200, "PNG")) for number in range(20)]
+    records += [Record(b"cat.jpg", an_image(300, side, "JPEG")) for side in (300, 600)]
+    await kafka_tools.produce(bootstrap, "images", [*records, Record(b"notes.txt", b"no image")])
+    command = ("run", "examples.thumbnails:app", "--drain-and-exit", "--http-port", "0")
+    ended = await asyncio.to_thread(
+        asyncpar, ROOT, *command, ASYNCPAR_BOOTSTRAP_SERVERS=bootstrap, THUMBNAILS=str(tmp_path)
+    )
+    assert ended.code == 0, ended.err
+    made = {name: Image.open(tmp_path / name).size for name in os.listdir(tmp_path)}  # noqa: PTH208 - async
+    assert made == {**{f"{number}.png.webp": (128, 64) for number in range(20)}, "cat.jpg.webp": (64, 128)}
+    assert "cat.jpg.webp: 64 x 128" in ended.err, "a child's log lines come out here"
+    assert await kafka_tools.end_offsets(bootstrap, "images.dlq") == {0: 1}
+    assert "Permanent: notes.txt is no image that can be read" in ended.err
+
+
+async def test_the_thumbnails_example_runs_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A test needs no Kafka, and has real children."""
+    from asyncpar.testing import TestApp
+    from examples import thumbnails
+
+    monkeypatch.setenv("THUMBNAILS", str(tmp_path))
+    async with TestApp(thumbnails.app) as kafka:
+        await kafka.send("images", an_image(256, 256, "PNG"), key="square")
+        await kafka.settled()
+    assert Image.open(tmp_path / "square.webp").size == (128, 128)
 
 
 # -- orders: kill -9 in the middle ---------------------------------------------------------------

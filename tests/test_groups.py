@@ -8,7 +8,8 @@ import pytest
 
 from asyncpar.deduplication import Deduplicate
 from asyncpar.errors import ConfigurationError, HandlerError, SettingError
-from asyncpar.groups import DeclaredGroup, Threads, build_handlers, check_leases, declare_groups
+from asyncpar.executors.app_executors import AppExecutors
+from asyncpar.groups import DeclaredGroup, build_handlers, check_leases, declare_groups
 from asyncpar.policies import Breaker, DeadLetterBudget, PoisonKeys, RateLimit, Retry
 from asyncpar.runtime.handlers import Admissions, Handler
 from asyncpar.settings_sources import load
@@ -112,7 +113,7 @@ def test_names_and_patterns_become_one_compiled_union() -> None:
 
 def rules_of(group: DeclaredGroup) -> list[Handler]:
     """What the runtime gets of its handlers."""
-    return build_handlers(group, None, (), Threads())
+    return build_handlers(group, None, (), AppExecutors())
 
 
 def test_dead_letters_change_the_default_of_attempts() -> None:

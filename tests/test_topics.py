@@ -223,7 +223,6 @@ def test_patterns_that_no_union_can_hold_are_refused(pattern: Any) -> None:
         ({"on_decode_error": "stop"}, "on_decode_error='stop' is unknown"),
         ({"on_revoke": ["keep"]}, "on_revoke="),
         ({"executor": "threads"}, "did you mean 'thread'"),
-        ({"executor": "process"}, "not available in this version"),
         ({"concurrency": 0}, "at least 1"),
         ({"concurrency": True}, "whole number"),
         ({"concurrency": 2.5}, "whole number"),
@@ -275,16 +274,21 @@ def test_the_executor_follows_the_kind_of_function() -> None:
     assert spec_with(_on_loop, executor="async").resolved_executor == "async"
     assert spec_with(_in_thread).resolved_executor == "thread"
     assert spec_with(_in_thread, executor="thread").resolved_executor == "thread"
+    assert spec_with(_in_thread, executor="process").resolved_executor == "process"
 
 
 def test_an_executor_that_cannot_run_the_function_is_refused() -> None:
     """A coroutine function in a thread would never run; a plain one would block the loop."""
     with pytest.raises(HandlerError, match="cannot run `async def`"):
         spec_with(_on_loop, executor="thread")
+    with pytest.raises(HandlerError, match='executor="process" cannot run `async def`'):
+        spec_with(_on_loop, executor="process")
     with pytest.raises(HandlerError, match="cannot run a plain `def`"):
         spec_with(_in_thread, executor="async")
     with pytest.raises(HandlerError, match="task_per_record"):
         spec_with(_in_thread, task_per_record=True)
+    with pytest.raises(HandlerError, match="not a process"):
+        spec_with(_in_thread, executor="process", task_per_record=True)
 
 
 def test_a_plain_wrapper_of_a_coroutine_function_must_say_what_it_is() -> None:

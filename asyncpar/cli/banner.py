@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from asyncpar.groups import DeclaredGroup, DeclaredHandler
+from asyncpar.groups import Children, DeclaredGroup, DeclaredHandler
 from asyncpar.settings import Settings, differences
 from asyncpar.settings_sources import Loaded
 from asyncpar.topics import TopicSpec
@@ -94,7 +94,18 @@ def guarantees(groups: Iterable[DeclaredGroup], settings: Settings) -> list[str]
                 "later ones of their key overtake them."
             )
         sentences.append(f"Records without a value (tombstones) of {name}: {tombstones}.")
+        if handler.children is not None:
+            sentences.append(f"Child processes of {name}: {_children(handler, handler.children)}")
     return sentences
+
+
+def _children(handler: DeclaredHandler, children: Children) -> str:
+    """How many, and what a crash means."""
+    given_up = "its partition halts" if handler.dead_letter is None else "it becomes a dead letter"
+    return (
+        f"{children.rules.lanes}. A record whose child dies while it runs has failed, and no other has; "
+        f"a record that ends a second child is given up: {given_up}."
+    )
 
 
 def _tombstones(handler: DeclaredHandler) -> str:
@@ -144,12 +155,18 @@ def _row(group: str, handler: DeclaredHandler) -> tuple[str, ...]:
         ", ".join(sources),
         group,
         spec.order if isinstance(spec.order, str) else "function",
-        spec.resolved_executor,
+        _executor(handler),
         str(handler.concurrency),
         "for ever" if attempts is None else str(attempts),
         _after_that(handler),
         _tombstones(handler),
     )
+
+
+def _executor(handler: DeclaredHandler) -> str:
+    """Where it runs; with child processes how many there are."""
+    name = handler.spec.resolved_executor
+    return name if handler.children is None else f"{name} x{handler.children.rules.lanes}"
 
 
 def _after_that(handler: DeclaredHandler) -> str:

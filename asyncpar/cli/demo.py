@@ -45,12 +45,16 @@ _RATE_OVER_MOMENTS = 8
 
 @dataclass(frozen=True, slots=True)
 class DemoRequest:
-    """What the command line asked for. `seconds` 0: until a signal; no `bootstrap_servers`: embedded."""
+    """What the command line asked for. `seconds` 0: until a signal; no `bootstrap_servers`: embedded.
+
+    `cpu`: a handler that computes, in child processes, in place of those that wait.
+    """
 
     seconds: float
     bootstrap_servers: str | None
     rate: int
     keys: int
+    cpu: bool = False
 
 
 @click.command(short_help="Watch asyncpar work; needs no Kafka.")
@@ -73,13 +77,14 @@ class DemoRequest:
 @click.option(
     "--keys", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Keys, skewed (Zipf)."
 )
-def demo(seconds: float, bootstrap_servers: str | None, rate: int, keys: int) -> int:
+@click.option("--cpu", is_flag=True, help="A handler that computes, in child processes on all cores.")
+def demo(seconds: float, bootstrap_servers: str | None, rate: int, keys: int, cpu: bool) -> int:
     """Produce records with skewed keys, handle them, and prove that none was lost or out of order.
 
     Exit codes: 0 proved, 1 not proved, 2 a part that the demo needs is not installed, 4 the cluster cannot be
     reached or refuses, 130 stopped by a second signal.
     """
-    return execute(DemoRequest(seconds, bootstrap_servers, rate, keys))
+    return execute(DemoRequest(seconds, bootstrap_servers, rate, keys, cpu))
 
 
 def execute(request: DemoRequest) -> int:
@@ -168,6 +173,7 @@ class _Demo:
         from asyncpar.cli.demo_app import key_names
         from asyncpar.cli.demo_ledger import Ledger
         from asyncpar.cli.demo_load import Load
+        from asyncpar.settings import usable_cores
 
         keys = key_names(request.keys)
         self._request = request
@@ -175,10 +181,13 @@ class _Demo:
         self._signals = signals
         self._place = place
         self._ledger: Ledger = Ledger(keys)
-        self._app: App = _app(self._ledger, place)
+        self._app: App = _app(self._ledger, place, cpu=request.cpu)
         self._load: Load = Load(
             place.bootstrap_servers, place.topic, self._ledger, keys=keys, rate=request.rate
         )
+        self._title = place.title
+        if request.cpu:
+            self._title += f", handled in {usable_cores()} child processes"
         self._running: asyncio.Task[None]
         self._began = time.monotonic()
         self._handled: deque[tuple[float, int]] = deque(maxlen=_RATE_OVER_MOMENTS)
@@ -187,7 +196,7 @@ class _Demo:
         """Returns the exit code. Raises AsyncparError when app or load ended by themselves."""
         self._running = asyncio.create_task(self._app.run(), name="demo-app")
         try:
-            with self._view.open(f"asyncpar demo: {self._place.title}"):
+            with self._view.open(f"asyncpar demo: {self._title}"):
                 undrained = await self._course()
         finally:
             await self._end()
@@ -278,15 +287,15 @@ class _Demo:
         from asyncpar.cli.demo_view import summary
 
         proof, counts = await asyncio.to_thread(self._ledger.prove), self._ledger.counts()
-        await self._view.say(summary(self._place.title, proof, counts, self._view.peaks, undrained=undrained))
+        await self._view.say(summary(self._title, proof, counts, self._view.peaks, undrained=undrained))
         if self._signals.second.is_set():
             return EXIT_SECOND_SIGNAL
         return EXIT_PROVED if proof.is_complete and proof.is_in_order and not undrained else EXIT_NOT_PROVED
 
 
-def _app(ledger: Ledger, place: Place) -> App:
+def _app(ledger: Ledger, place: Place, *, cpu: bool) -> App:
     from asyncpar.adapters.mock_cluster import FETCH_MAX_WAIT_MS
-    from asyncpar.cli.demo_app import demo_app
+    from asyncpar.cli.demo_app import cpu_app, demo_app
     from asyncpar.settings import Settings
 
     values: dict[str, object] = {
@@ -297,4 +306,5 @@ def _app(ledger: Ledger, place: Place) -> App:
     }
     if place.is_embedded:
         values["fetch_max_wait_ms"] = FETCH_MAX_WAIT_MS
-    return demo_app(ledger, place.topic, Settings.model_validate(values))
+    make = cpu_app if cpu else demo_app
+    return make(ledger, place.topic, Settings.model_validate(values))

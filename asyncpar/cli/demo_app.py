@@ -1,22 +1,26 @@
 """The demo's app: four handlers of different speed on one topic, one of which fails now and then.
 
-Written as a user would write it, but that each handler notes what it does in the ledger. Knows no
-terminal and no producer. Called by `demo.py`; the load takes the keys from here.
+Written as a user would write it, but that each handler notes what it does in the ledger. With `--cpu` it is
+another app: one handler that computes, in child processes. Knows no terminal and no producer. Called by
+`demo.py`; the load takes the keys from here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from asyncpar.app import App
+from asyncpar.cli import demo_hashing
 from asyncpar.cli.demo_ledger import Ledger
 from asyncpar.context import Context, Key
+from asyncpar.middleware import Call, CallNext, Middleware
 from asyncpar.policies import Retry
-from asyncpar.records import RawRecord
+from asyncpar.records import Outcome, RawRecord
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
 from asyncpar.topics import topic
@@ -26,6 +30,7 @@ from asyncpar.topics import topic
 _KINDS = ("order", "order", "order", "payment", "order", "email", "order", "payment")
 _REPORTS_FROM = 0.85
 """The least busy keys, from this part of all on, are reports."""
+_NAME = "asyncpar demo"
 _FAILS_EVERY, _SLOW_EVERY = 41, 151
 """Of a key's payments, every 41st fails twice and every 151st has a slow partner."""
 
@@ -54,13 +59,35 @@ def _kind(rank: int, count: int) -> str:
 
 def demo_app(ledger: Ledger, topic_name: str, settings: Settings) -> App:
     """The app, configured with `settings` alone: no variable, no file has a say."""
-    app = App("asyncpar demo")
+    app = App(_NAME)
     app.configure(Loaded(settings, _origins(settings)))
     for function in (_orders(ledger), _payments(ledger), _emails(ledger), _reports(ledger)):
         name = function.__name__
         declared = topic(topic_name, name=name, match=_keys_of(name), retry=Retry(base_ms=50, max_ms=500))
         app.include(declared(function))
     return app
+
+
+def cpu_app(ledger: Ledger, topic_name: str, settings: Settings) -> App:
+    """The app of `--cpu`. Its handler is not in this process: a middleware, which is, writes the ledger."""
+    app = App(_NAME, middlewares=[_noting(ledger)])
+    app.configure(Loaded(settings, _origins(settings)))
+    app.topic(topic_name, name=demo_hashing.NAME, executor="process")(demo_hashing.hashes)
+    return app
+
+
+def _noting(ledger: Ledger) -> Middleware:
+    async def note(call: Call, call_next: CallNext) -> Outcome:
+        (record,) = call.records
+        assert record.key is not None
+        assert record.value is not None
+        with ledger.handling(record.key.decode(), json.loads(record.value)["number"]):
+            outcome = await call_next(call)
+            if outcome.error is not None:
+                raise outcome.error
+        return outcome
+
+    return note
 
 
 def _origins(settings: Settings) -> dict[str, str]:

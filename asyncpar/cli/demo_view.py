@@ -45,6 +45,8 @@ class Peaks:
     rate: float = 0.0
     in_flight: int = 0
     done_above_hwm: int = 0
+    children: int = 0
+    busy_children: int = 0
     longest_block_seconds: float = 0.0
     longest_block: str = ""
 
@@ -54,6 +56,8 @@ class Peaks:
         if moment.group is None:
             return
         self.in_flight = max(self.in_flight, moment.group.in_flight)
+        children, busy = _children(moment.group.handlers)
+        self.children, self.busy_children = max(self.children, children), max(self.busy_children, busy)
         for partition in moment.group.partitions:
             self.done_above_hwm = max(self.done_above_hwm, partition.done_above_hwm)
             if partition.blocking_duration_seconds > self.longest_block_seconds:
@@ -125,9 +129,17 @@ def line(moment: Moment) -> str:
             f"gaps {sum(partition.gap_count for partition in group.partitions)}",
             _longest(group.partitions),
         ]
+        children, busy = _children(group.handlers)
+        if children:
+            parts.append(f"children {children}, {busy} busy")
     if moment.is_held_back:
         parts.append("load held back")
     return "  ".join(parts)
+
+
+def _children(handlers: tuple[HandlerStatus, ...]) -> tuple[int, int]:
+    """Child processes of all handlers, and how many of them are busy."""
+    return sum(one.children or 0 for one in handlers), sum(one.busy_children for one in handlers)
 
 
 def _longest(partitions: tuple[PartitionStatus, ...]) -> str:
@@ -199,10 +211,15 @@ def _handlers(handlers: tuple[HandlerStatus, ...]) -> Table:
     for name in ("slots", "running", "ready", "waiting for a retry", "done", "failed"):
         table.add_column(name, justify="right")
     for one in handlers:
-        runs_in = "threads" if one.executor == "thread" else "event loop"
         figures = (one.concurrency, one.running, one.ready, one.parked, one.succeeded, one.failed)
-        table.add_row(one.name, runs_in, *map(str, figures))
+        table.add_row(one.name, _runs_in(one), *map(str, figures))
     return table
+
+
+def _runs_in(handler: HandlerStatus) -> str:
+    if handler.children is not None:
+        return f"{handler.children} child processes, {handler.busy_children} busy"
+    return "threads" if handler.executor == "thread" else "event loop"
 
 
 def _number(value: int | None) -> str:
@@ -227,8 +244,13 @@ def summary(title: str, proof: Proof, counts: Counts, peaks: Peaks, *, undrained
         ("in order", _in_order(proof)),
         ("duplicates", f"{proof.duplicates} records handled more than once"),
         ("failures", f"{counts.failed} calls failed; each was retried before the next record of its key"),
-        ("side by side", f"up to {counts.most_running} calls at a time, {peaks.in_flight} records in flight"),
     ]
+    in_flight = f"{peaks.in_flight} records in flight"
+    if peaks.children:
+        rows.append(("side by side", f"up to {counts.most_running} records with the children, {in_flight}"))
+        rows.append(("child processes", f"{peaks.children}, up to {peaks.busy_children} busy at a time"))
+    else:
+        rows.append(("side by side", f"up to {counts.most_running} calls at a time, {in_flight}"))
     if peaks.longest_block:
         text = f"{peaks.longest_block_seconds:.1f} s {peaks.longest_block}; meanwhile others went on: "
         rows.append(("longest block", f"{text}up to {peaks.done_above_hwm} records of a partition above it"))

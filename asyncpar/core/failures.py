@@ -11,12 +11,15 @@ The one place where the rules on failures are applied; the first row that fits d
 | failed      | the handler raised `Permanent`, or `on_blocked` gives the record up | give up |
 | failed      | ... `RetryAfter`: again after its own delay             | again, if allowed |
 | failed      | ... `Retryable`                                         | again, if allowed |
+| failed      | its child process died for the second time              | give up           |
 | failed      | the nearest class in `on_error` says skip               | done              |
 | failed      | ... halt                                                | halt              |
 | failed      | ... dead_letter                                         | give up           |
 | failed      | ... retry                                               | again, if allowed |
 | failed      | its class is in `not_on`, or `on` is given without it   | give up           |
 | failed      | otherwise                                               | again, if allowed |
+
+What was raised in a child process is matched by the names of its class and of that one's bases.
 
 *Again, if allowed*: while attempts are left (`attempts`, total runs; None: for ever) and the next run begins
 within `max_age_ms` of the first failure; else give up. An attempt that is free of charge (its breaker opened
@@ -32,7 +35,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from asyncpar.core.backoff import BACKOFFS
-from asyncpar.errors import Permanent, RecordBlockedError, Retryable, RetryAfter
+from asyncpar.errors import (
+    Permanent,
+    RecordBlockedError,
+    RemoteHandlerError,
+    Retryable,
+    RetryAfter,
+    WorkerDiedError,
+)
 from asyncpar.records import OnError, Verdict
 
 
@@ -120,6 +130,10 @@ def on_failure(rules: FailureRules, error: BaseException | None) -> OnError:
         return "dead_letter"
     if isinstance(error, Retryable):
         return "retry"
+    if isinstance(error, WorkerDiedError) and error.is_final:
+        return "dead_letter"
+    if isinstance(error, RemoteHandlerError):
+        return _on_names(rules, error.ancestors)
     if rules.on_error:
         for kind in type(error).__mro__:
             if kind in rules.on_error:
@@ -127,6 +141,23 @@ def on_failure(rules: FailureRules, error: BaseException | None) -> OnError:
     if isinstance(error, rules.not_on) or (rules.on and not isinstance(error, rules.on)):
         return "dead_letter"
     return "retry"
+
+
+def _on_names(rules: FailureRules, ancestors: tuple[str, ...]) -> OnError:
+    """As for an exception whose class and bases have these names, nearest first."""
+    asked = {_name(kind): how for kind, how in rules.on_error.items()}
+    for name in ancestors:
+        if name in asked:
+            return asked[name]
+    names = frozenset(ancestors)
+    is_on = not rules.on or any(_name(kind) in names for kind in rules.on)
+    if not is_on or any(_name(kind) in names for kind in rules.not_on):
+        return "dead_letter"
+    return "retry"
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def give_up(rules: FailureRules, reason: str) -> Decision:

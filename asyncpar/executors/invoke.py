@@ -7,12 +7,13 @@ that a worker pays only for what a handler uses: a plain handler is one call.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, Skip
+from asyncpar.errors import DecodeError, HandlerFailedError, NotStartedError, Skip
+from asyncpar.executors.plain_calls import in_full
+from asyncpar.executors.process_bridge import ProcessBridge
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Call, Middleware, compose
 from asyncpar.records import SUCCESS, Outcome, RawRecord, Record, Verdict
@@ -20,13 +21,6 @@ from asyncpar.signatures import CallPlan
 
 Attempt = Callable[[str, int, RawRecord, int, int], Coroutine[Any, Any, Any]]
 """`(topic, partition, record, attempt, generation)` to a coroutine that runs the handler once."""
-
-
-class ReturnedAwaitableError(HandlerError, DecodeError):
-    """A plain function returned an awaitable, which nothing awaits: its record is not handled.
-
-    It would be so at every attempt. A DecodeError, because that is what halts the partition at once.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +32,16 @@ class Invocation:
 
 
 def invocation(
-    plan: CallPlan, state: object, middlewares: Sequence[Middleware], threads: ThreadExecutor | None
+    plan: CallPlan,
+    state: object,
+    middlewares: Sequence[Middleware],
+    where: ThreadExecutor | ProcessBridge | None,
 ) -> Invocation:
-    """Put a handler's call together. `threads` is where a plain function runs; None: on the loop."""
-    attempt = _attempt(plan, state, threads)
+    """Put a handler's call together. `where` a plain function runs; None: on the loop.
+
+    In a child process its arguments are made there, with a state of its own.
+    """
+    attempt = where.run if isinstance(where, ProcessBridge) else _attempt(plan, state, where)
     if plan.spec.task_per_record:
         attempt = _in_own_task(attempt)
     if plan.skips_tombstones:
@@ -56,14 +56,14 @@ def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> A
         return _decoding_on_the_loop(plan, state, threads)
     bound = plan.bind(state)
     if threads is not None:
-        in_full = _in_full(plan)
+        call_in_full = in_full(plan)
 
         def in_thread(
             topic: str, partition: int, raw: RawRecord, attempt: int, generation: int
         ) -> Coroutine[Any, Any, Any]:
             def call() -> object:
                 args, kwargs = bound(topic, partition, raw, attempt, generation)
-                return in_full(*args, **kwargs)
+                return call_in_full(*args, **kwargs)
 
             return threads.run(call)
 
@@ -98,46 +98,29 @@ def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> A
 def _decoding_on_the_loop(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
     """For an async `decoder=`: awaited on the loop, also when the function runs in a thread."""
     function: Callable[..., Any] = plan.spec.function
-    in_full = _in_full(plan)
+    call_in_full = in_full(plan)
     bound = plan.bind_async(state)
 
     async def run(topic: str, partition: int, raw: RawRecord, attempt: int, generation: int) -> object:
         args, kwargs = await bound(topic, partition, raw, attempt, generation)
         if threads is not None:
-            return await threads.run(lambda: in_full(*args, **kwargs))
+            return await threads.run(lambda: call_in_full(*args, **kwargs))
         return await function(*args, **kwargs)
 
     return run
-
-
-def _in_full(plan: CallPlan) -> Callable[..., object]:
-    """The plain function of `plan`, refused when it leaves its work to an awaitable that it returns."""
-    function: Callable[..., Any] = plan.spec.function
-    # A setting that passes over what cannot be read must not pass over a handler that did nothing.
-    may_skip = plan.spec.on_decode_error == "skip"
-    refusal = HandlerFailedError if may_skip else ReturnedAwaitableError
-
-    def call(*args: Any, **kwargs: Any) -> object:
-        result: object = function(*args, **kwargs)
-        if not inspect.isawaitable(result):
-            return result
-        if inspect.iscoroutine(result):
-            result.close()
-        raise refusal(
-            f"{plan.spec.where}: returned a {type(result).__name__}, which nothing awaits, so the record is "
-            "not handled; write `async def` and await it"
-        )
-
-    return call
 
 
 def _in_own_task(attempt: Attempt) -> Attempt:
     """A task per record, for code that is keyed on `asyncio.current_task()`."""
 
     async def run(topic: str, partition: int, raw: RawRecord, number: int, generation: int) -> object:
-        return await asyncio.get_running_loop().create_task(
-            attempt(topic, partition, raw, number, generation)
-        )
+        task = asyncio.get_running_loop().create_task(attempt(topic, partition, raw, number, generation))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task.done() and not task.cancelled():
+                return task.result()  # it had ended before the cancellation came: how it did counts
+            raise
 
     return run
 
@@ -164,6 +147,8 @@ def _with_middlewares(plan: CallPlan, attempt: Attempt, middlewares: Sequence[Mi
             return Outcome(Verdict.SKIPPED, skipped)
         except DecodeError as error:
             return Outcome(Verdict.UNDECODABLE, error)
+        except NotStartedError:
+            raise  # no outcome: it runs again as if nothing had been
         except Exception as error:  # noqa: BLE001 - a middleware gets every failure as an outcome
             return Outcome(Verdict.FAILED, error)
         except SystemExit as error:

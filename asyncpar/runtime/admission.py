@@ -25,6 +25,7 @@ from asyncpar.core.virtual_partitions import Queues, VirtualPartition
 from asyncpar.errors import PoisonKeyError
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.handlers import Admissions
+from asyncpar.runtime.holds import HandlerHold
 from asyncpar.runtime.tally import count
 from asyncpar.runtime.worker import Worker
 
@@ -52,7 +53,7 @@ class Gate:
         self._charged: deque[tuple[float, Queues, int]] = deque(maxlen=_MAX_CHARGED)
         """Failures that cost an attempt, while the breaker is closed: given back should it open."""
         self._timer: asyncio.TimerHandle | None = None
-        self._holding = False
+        self._hold = HandlerHold(pool, f"breaker of {pool.handler.name}")
         self._delays: dict[TopicPartition, asyncio.TimerHandle] = {}
         self.openings = 0
         self.poisonings = 0
@@ -196,11 +197,11 @@ class Gate:
             )
             if transition.before is BreakerState.CLOSED:
                 self._give_back(now)
-            self._hold()
+            self._hold.begin(f"the breaker of handler {name} is open")
             self._wake_in(transition.open_seconds)
             return
         log.info("handler %s: its breaker closed after %d good calls", name, transition.calls)
-        self._let_go()
+        self._hold.end()
         self._pool.wake()
 
     def _give_back(self, now: float) -> None:
@@ -216,26 +217,9 @@ class Gate:
 
     # -- holding -----------------------------------------------------------------------------
 
-    def _hold(self) -> None:
-        self._holding = True
-        for tp in self._state.partitions:
-            self.hold_new(tp)
-
     def hold_new(self, tp: TopicPartition) -> None:
         """`tp` was opened: it is held as long as the others of this handler are."""
-        if self._holding and self._state.pools_for(tp.topic) == [self._pool]:
-            why = f"the breaker of handler {self._pool.handler.name} is open"
-            self._state.hold(tp, self._who, why, is_told=True)
-
-    def _let_go(self) -> None:
-        """Fetching goes on, also for probes: without records there would never be one."""
-        self._holding = False
-        for tp in list(self._state.holds):
-            self._state.let_go(tp, self._who, is_told=True)
-
-    @property
-    def _who(self) -> str:
-        return f"breaker of {self._pool.handler.name}"
+        self._hold.hold_new(tp)
 
     def _hold_delayed(self, tp: TopicPartition, wait: float) -> None:
         """What is behind a record that is not due is not due either: do not fill the memory with it."""
@@ -260,13 +244,13 @@ class Gate:
 
     def _woken(self) -> None:
         self._timer = None
-        if self._holding:
+        if self._hold.is_on:
             assert self.breaker is not None
             now = self._state.clock.monotonic()
             if not self.breaker.may_start(now):
                 self._wake_in(self.breaker.until(now) - now)
                 return
-            self._let_go()
+            self._hold.end()  # also for probes: without records there would never be one
         self._pool.wake()
 
     def close(self) -> None:

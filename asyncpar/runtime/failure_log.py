@@ -68,7 +68,7 @@ class _Spacing:
         self._left_out = 0
 
     def next_line(self, now: float) -> int | None:
-        """How many were left out before the line that may be written at `now`; None: not yet, it is counted."""
+        """How many were left out before the line that is due at `now`; None: it is counted."""
         if now < self._next:
             self._left_out += 1
             return None

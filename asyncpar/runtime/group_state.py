@@ -74,6 +74,7 @@ class GroupState:
         self.stopping = False
         self.stragglers: dict[VirtualPartition, Straggler] = {}
         self.lease_from = lease_from
+        self._lease_seconds = config.session_timeout_ms / 1000 - LEASE_MARGIN_SECONDS
         self.lease_until = float("-inf")
         self.lease_closed = False
         self.holds: dict[TopicPartition, dict[str, str]] = {}
@@ -87,8 +88,7 @@ class GroupState:
 
     def renew_lease(self, now: float) -> bool:
         """True when something may start at `now`. Called when the known lease has run out."""
-        margin = self.config.session_timeout_ms / 1000 - LEASE_MARGIN_SECONDS
-        self.lease_until = self.lease_from() + margin
+        self.lease_until = self.lease_end()
         held = now <= self.lease_until
         if held is self.lease_closed and (held or self.partitions):
             self.lease_closed = not held
@@ -99,9 +99,13 @@ class GroupState:
                 self.log.warning(
                     "group %s: no heartbeat was answered for %.1f s, no handler starts until one is",
                     self.group,
-                    margin,
+                    self._lease_seconds,
                 )
         return held
+
+    def lease_end(self) -> float:
+        """Until when something may start, by the last sign of membership: monotonic seconds."""
+        return self.lease_from() + self._lease_seconds
 
     # -- holds -------------------------------------------------------------------------------
 
@@ -186,6 +190,8 @@ class GroupState:
         for pool in pools:
             if pool.gate is not None:
                 pool.gate.hold_new(partition.tp)
+            if pool.children is not None:
+                pool.children.hold_new(partition.tp)
 
     def restored_runs(self, tp: TopicPartition, committed: Committed, end: int) -> list[Run]:
         """What the metadata of a commit says is done above it and below `end`; counts what it ignores.
@@ -343,6 +349,9 @@ class GroupState:
         if partition.queues is not None:
             partition.queues.close(self.ready_queues())
             self.parking.discard(partition.queues)
+            for pool in self.pools_for(partition.tp.topic):
+                if pool.children is not None:
+                    pool.children.bridge.withdraw(partition.tp)
 
     def forget_departures(self, partition: Partition) -> None:
         """What is on its way to other topics of this life of `partition` will run again."""

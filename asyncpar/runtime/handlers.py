@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncpar.core.breaker import BreakerRules
 from asyncpar.core.dead_letter_budget import BudgetRules
@@ -18,6 +18,9 @@ from asyncpar.core.poison import PoisonRules
 from asyncpar.core.rate_limit import RateRules
 from asyncpar.core.virtual_partitions import KeyOf
 from asyncpar.records import RawRecord
+
+if TYPE_CHECKING:
+    from asyncpar.executors.process_bridge import ProcessBridge
 
 Invoke = Callable[[str, int, RawRecord, int, int], Coroutine[Any, Any, Any]]
 """`(topic, partition, record, attempt, generation)` to a coroutine that runs one attempt.
@@ -67,6 +70,8 @@ class Handler:
     """Dead letters without their values."""
     retry_topics: tuple[tuple[str, float], ...] = ()
     """Where records go whose attempts are used up, one after the other: topic, and delay in seconds."""
+    bridge: ProcessBridge | None = None
+    """Its child processes; None: it runs in this one."""
     admissions: Admissions | None = None
     """None: every record starts as soon as there is a slot."""
 

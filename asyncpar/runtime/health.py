@@ -51,12 +51,22 @@ def not_ready(runtime: GroupRuntime) -> list[str]:
             reasons.append(f"{partition.tp} is halted: {partition.halt_reason}")
         elif partition.state is State.OPENING:
             reasons.append(f"{partition.tp} is opening: its committed offset is being read")
+    reasons += _without_children(state)
     reasons += _out_of_reach(state, session)
     for tp, offset in session.watchdog.blocked.items():
         reasons.append(f"{tp}: offset {offset} blocks the commit for longer than max_blocking_duration_ms")
     for tp, offset in session.watchdog.idle_blocks.items():
         reasons.append(f"{tp}: offset {offset} could run but nothing runs it")
     return reasons
+
+
+def _without_children(state: GroupState) -> list[str]:
+    """Handlers whose child processes cannot be started."""
+    return [
+        f"handler {pool.handler.name}: no child process can be started: {pool.children.bridge.refusal}"
+        for pool in state.pools
+        if pool.children is not None and pool.children.bridge.refusal is not None
+    ]
 
 
 def _out_of_reach(state: GroupState, session: Session) -> list[str]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from asyncpar import headers
 from asyncpar.core.failures import Action, Decision
 from asyncpar.core.virtual_partitions import VirtualPartition
+from asyncpar.errors import RemoteHandlerError
 from asyncpar.records import OutgoingRecord, RawRecord, TopicPartition
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Handler
@@ -93,7 +94,8 @@ def dead_letter_topics(declared: str, sources: Collection[str]) -> list[str]:
 def dead_letter(topic: str, source: Source, failure: Failure, *, metadata_only: bool) -> OutgoingRecord:
     """A record for the dead-letter `topic`: same key, its own headers, then ours."""
     values = [*_history(source, failure), (headers.REASON, failure.reason)]
-    values += [(headers.PAYLOAD, headers.METADATA_ONLY if metadata_only else None), (headers.NOT_BEFORE, None)]
+    payload = headers.METADATA_ONLY if metadata_only else None
+    values += [(headers.PAYLOAD, payload), (headers.NOT_BEFORE, None)]
     record = source.record
     return OutgoingRecord(
         topic=topic,
@@ -123,18 +125,21 @@ def _history(source: Source, failure: Failure) -> list[tuple[str, str | int | No
         (headers.ATTEMPTS, failure.attempts),
         (headers.FIRST_FAILED, failure.first_failed_ms),
         (headers.FAILED, failure.failed_ms),
-        (headers.ERROR_TYPE, None if error is None else _name(type(error))),
+        (headers.ERROR_TYPE, None if error is None else _name(error)),
         (headers.ERROR_MESSAGE, None if error is None else _message(error)),
     ]
 
 
-def _name(kind: type[BaseException]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _name(error: BaseException) -> str:
+    """Of its class; of what a child process raised there, of the class there."""
+    if isinstance(error, RemoteHandlerError) and error.ancestors:
+        return error.ancestors[0]
+    return f"{type(error).__module__}.{type(error).__qualname__}"
 
 
 def _message(error: BaseException) -> str:
     try:
-        text = str(error)
+        text = error.message if isinstance(error, RemoteHandlerError) else str(error)
     except Exception:  # noqa: BLE001 - a user's exception may refuse to be shown
         return "(its message cannot be shown)"
     # Lone surrogates cannot be written as UTF-8.

@@ -110,6 +110,8 @@ class GroupRuntime:
         """
         for pool in self.state.pools:
             self._own(pool)
+            if pool.children is not None:
+                pool.children.open()
             if pool.handler.timeout_seconds is not None:
                 deadlines = Deadlines(pool, pool.handler.timeout_seconds)
                 self._watching.add(

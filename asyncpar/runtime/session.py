@@ -55,7 +55,7 @@ class Session:
         self._reaching = self._spawn(self.reach.run(subscription.topics), "reach")
 
     async def _reset_positions(self, offsets: dict[TopicPartition, int]) -> None:
-        await self.rebalancer.reset_positions(offsets)
+        await self.rebalancer.opener.reset_positions(offsets)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=f"asyncpar-{name}-{self._state.group}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from asyncpar.core.assignment import Partition, State
 from asyncpar.core.backpressure import bytes_held
 from asyncpar.core.breaker import BreakerState
@@ -11,9 +13,13 @@ from asyncpar.records import TopicPartition
 from asyncpar.runtime.admission import Gate
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.runtime import GroupRuntime
+from asyncpar.runtime.tally import count
 from asyncpar.runtime.worker import Worker
 from asyncpar.runtime.workers import HandlerPool
 from asyncpar.status import GroupStatus, HandlerStatus, PartitionStatus
+
+if TYPE_CHECKING:
+    from asyncpar.executors.process_statistics import BridgeStatistics
 
 _BREAKER_STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -183,7 +189,16 @@ def handler_status(pool: HandlerPool) -> HandlerStatus:
         sent_to_retry_topics=_departed(pool, "retry", "sent"),
         breaker_state=None if gate is None or gate.breaker is None else gate.breaker.state.value,
         poisoned_keys=0 if gate is None or gate.poison is None else gate.poison.poisoned,
+        **_children(pool),
     )
+
+
+def _children(pool: HandlerPool) -> dict[str, Any]:
+    if pool.children is None:
+        return {}
+    bridge = pool.children.bridge
+    found = bridge.statistics
+    return {"children": found.lanes, "busy_children": found.busy, "no_child_starts": bridge.refusal}
 
 
 def _departed(pool: HandlerPool, kind: str, result: str) -> int:
@@ -256,6 +271,8 @@ def _add_handler(builder: SnapshotBuilder, pool: HandlerPool, status: HandlerSta
         builder.add("dead_letters_total", (*labels2, result), _departed(pool, "dead_letter", result))
     if pool.gate is not None:
         _add_gate(builder, pool.gate, labels2)
+    if pool.children is not None:
+        _add_children(builder, pool.children.bridge.statistics, labels2)
     builder.add("uncancellable_handlers", labels2, status.uncancellable)
     builder.add("workers_retired_total", labels2, pool.retired)
 
@@ -269,6 +286,26 @@ def _add_gate(builder: SnapshotBuilder, gate: Gate, labels: tuple[str, str]) -> 
     if gate.poison is not None:
         builder.add("poison_keys", labels, gate.poison.poisoned)
         builder.add("poisonings_total", labels, gate.poisonings)
+
+
+def _add_children(builder: SnapshotBuilder, found: BridgeStatistics, labels: tuple[str, str]) -> None:
+    builder.add("process_pool_lanes", labels, found.lanes)
+    builder.add("process_pool_busy", labels, found.busy)
+    builder.add("process_pool_pending", labels, found.pending)
+    sizes: dict[int, int] = {}
+    for records, batches in found.batch_sizes.items():
+        count(sizes, 1 << (records - 1).bit_length(), batches)
+    for size, batches in sorted(sizes.items()):
+        builder.add("process_pool_batches_total", (*labels, str(size)), batches)
+    builder.add("process_pool_transit_seconds", labels, found.transit_seconds)
+    builder.add("process_pool_handler_seconds", labels, found.handler_seconds)
+    builder.add("process_pool_restarts_total", labels, found.restarts)
+    builder.add("process_pool_recycled_total", labels, found.recycled)
+    builder.add("process_pool_failed_starts_total", labels, found.failed_starts)
+    for reason, times in found.kills.items():
+        builder.add("process_pool_kills_total", (*labels, reason), times)
+    for how, times in found.blamed.items():
+        builder.add("process_pool_blamed_total", (*labels, how), times)
 
 
 def _add_group(builder: SnapshotBuilder, state: GroupState, status: GroupStatus) -> None:

@@ -1,42 +1,15 @@
-"""Counters of the hot path: plain integers and log-bucketed arrays, read when somebody asks.
+"""Counters of the hot path: plain integers and histograms, read when somebody asks.
 
 Nothing here locks, allocates per record or knows Prometheus.
 """
 
 from __future__ import annotations
 
-from math import frexp
 from typing import TypeVar
 
-from asyncpar.metrics import HISTOGRAM_BOUNDS, Histogram
+from asyncpar.metrics import SecondsHistogram
 
 K = TypeVar("K")
-
-_BUCKETS = len(HISTOGRAM_BOUNDS) + 1
-_LOWEST_POWER = -20
-_TOP = _BUCKETS - 1
-
-
-class SecondsHistogram:
-    """Durations in seconds, counted in buckets of powers of two."""
-
-    __slots__ = ("counts", "total")
-
-    def __init__(self) -> None:
-        self.counts = [0] * _BUCKETS
-        self.total = 0.0
-
-    def add(self, seconds: float) -> None:
-        """One observation. A negative one (a clock that was set back) counts as 0."""
-        if seconds < 0.0:
-            seconds = 0.0
-        index = frexp(seconds)[1] - _LOWEST_POWER
-        self.counts[0 if index < 0 or not seconds else min(index, _TOP)] += 1
-        self.total += seconds
-
-    def snapshot(self) -> Histogram:
-        """The counts of this moment."""
-        return Histogram(tuple(self.counts), self.total)
 
 
 class Tally:

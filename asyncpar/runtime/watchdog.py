@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from math import inf
 
 from asyncpar.core.assignment import Partition
 from asyncpar.core.virtual_partitions import VirtualPartition
@@ -120,7 +121,8 @@ class Watchdog:
     def _unblock(self, partition: Partition, offset: int, limit_seconds: float, now: float) -> None:
         """What `on_blocked` asks for: cancel a call that ran for that long, or give the record up.
 
-        A heartbeat of the call begins its time anew; what waits while its breaker is open is left alone.
+        A heartbeat of the call begins its time anew; what waits while its breaker is open, or for a child
+        process, is left alone.
         """
         state, queues, how = self._state, partition.queues, self._state.config.on_blocked
         if how == "warn" or queues is None:
@@ -128,9 +130,10 @@ class Watchdog:
         for pool in state.pools:
             for worker in pool.busy():
                 if worker.vp is not None and worker.vp.queues is queues and worker.offset == offset:
-                    if how == "dead_letter":
+                    ends = pool.deadline(worker, limit_seconds)
+                    if how == "dead_letter" and ends < inf:
                         worker.cancel("blocked_for_good")
-                    elif worker.deadline(limit_seconds) < now:
+                    elif ends < now:
                         worker.cancel("blocked")
                     return
         if how != "dead_letter":

@@ -8,7 +8,14 @@ from collections.abc import Callable
 
 from asyncpar.core.breaker import Ticket
 from asyncpar.core.virtual_partitions import VirtualPartition
-from asyncpar.errors import DecodeError, HandlerFailedError, HandlerTimeoutError, RecordBlockedError, Skip
+from asyncpar.errors import (
+    DecodeError,
+    HandlerFailedError,
+    HandlerTimeoutError,
+    NotStartedError,
+    RecordBlockedError,
+    Skip,
+)
 from asyncpar.records import RawRecord, Verdict
 
 _TIMEOUTS = {
@@ -107,6 +114,8 @@ def classify(me: Worker, task: asyncio.Task[None], raised: BaseException) -> tup
         return Verdict.SKIPPED, raised
     if me.cancel_reason in _TIMEOUTS and isinstance(raised, Exception | asyncio.CancelledError):
         return Verdict.FAILED, _timed_out(me, me.cancel_reason, raised)
+    if isinstance(raised, NotStartedError):
+        raise Interrupted(worker_ends=False)
     if isinstance(raised, DecodeError):
         return Verdict.UNDECODABLE, raised
     if isinstance(raised, Exception):

@@ -23,6 +23,7 @@ from asyncpar.context import CALL
 from asyncpar.core.virtual_partitions import ReadyQueue, VirtualPartition
 from asyncpar.records import RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.admission import Gate
+from asyncpar.runtime.bridges import BridgeWatch
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.resume import resume
@@ -53,6 +54,7 @@ class HandlerPool:
         self._pristine = contextvars.copy_context()
         self.verdicts = Verdicts(self)
         self.gate = None if handler.admissions is None else Gate(self, handler.admissions)
+        self.children = None if handler.bridge is None else BridgeWatch(self, handler.bridge)
 
     # -- seen from outside -------------------------------------------------------------------
 
@@ -70,6 +72,10 @@ class HandlerPool:
     def busy(self) -> list[Worker]:
         """The workers that run a record now."""
         return [worker for worker in self.workers if worker.vp is not None]
+
+    def deadline(self, worker: Worker, seconds: float) -> float:
+        """When what `worker` runs has run for so long; inf while it waits for a child process."""
+        return worker.deadline(seconds) if self.children is None else self.children.deadline(worker, seconds)
 
     def completed(self) -> int:
         """Attempts that ended well since the start."""

@@ -55,6 +55,28 @@ def test_the_table_has_effective_values():
     assert rows["custom"].split()[3] == "function"
 
 
+@topic("images", name="shrink", executor="process", dead_letter=".dlq")
+def shrink(body: bytes) -> None:
+    """Computes, in child processes."""
+
+
+@pytest.mark.parametrize(
+    ("change", "then"), [({}, "it becomes a dead letter."), ({"dead_letter": None}, "its partition halts.")]
+)
+def test_child_processes_are_counted_and_what_a_crash_means_is_said(change: dict[str, None], then: str):
+    """Beside the executor's name, and in a sentence; nobody else gets that sentence."""
+    app = App(group="billing", worker_pool_size=3)
+    app.include(bill)
+    app.topic("images", name="shrink", executor="process", **{"dead_letter": ".dlq", **change})(shrink)
+    loaded = load(app_values=app.given_settings)
+    app.configure(loaded)
+    row = next(line for line in handler_table(app.groups()) if line.startswith("shrink"))
+    assert row.split()[4:7] == ["process", "x3", "384"]
+    (sentence,) = (one for one in guarantees(app.groups(), loaded.settings) if "Child processes" in one)
+    assert sentence.startswith("Child processes of shrink: 3.")
+    assert sentence.endswith(f"a second child is given up: {then}")
+
+
 def test_order_is_promised_per_handler():
     """Each handler's order, and that of records without a key, is said in words."""
     groups, loaded = _declared()

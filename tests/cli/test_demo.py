@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import io
 import os
 import pty
 import signal
@@ -11,15 +12,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from rich.console import Console
 
 from asyncpar.adapters.mock_cluster import MockCluster
-from asyncpar.cli import demo, demo_cluster
+from asyncpar.cli import demo, demo_app, demo_cluster, demo_view
 from asyncpar.cli.demo_app import key_names
 from asyncpar.cli.demo_ledger import Ledger
-from asyncpar.errors import AuthorizationError, ConfigurationError
+from asyncpar.errors import AuthorizationError, ConfigurationError, WorkerDiedError
+from asyncpar.middleware import Call
+from asyncpar.records import SUCCESS, Outcome, Record, Verdict
+from asyncpar.settings import Settings, usable_cores
+from asyncpar.status import GroupStatus, HandlerStatus, PartitionStatus
 from tests import kafka_tools
 from tests.cli.program import asyncpar, environment
 from tests.conftest import Broker
@@ -76,6 +83,18 @@ def test_it_runs_for_its_seconds_and_proves_itself(tmp_path: Path):
     assert "in flight" in ended.out and "gaps" in ended.out
     produced = int(ended.out.split("produced      ")[1].split()[0])
     assert produced > 1000
+
+
+def test_with_cpu_it_computes_in_child_processes_and_proves_itself(tmp_path: Path):
+    """The handler runs in children, which are shown; the ledger of this process proves the same."""
+    ended = asyncpar(tmp_path, "demo", "--cpu", "--seconds", "1", "--rate", "300")
+    assert (ended.code, ended.err) == (0, ""), ended.out + ended.err
+    assert ended.out.splitlines()[-1] == PROVED
+    cores = usable_cores()
+    assert f"handled in {cores} child processes" in ended.out.splitlines()[0]
+    assert f"children {cores}, " in ended.out
+    assert f"child processes  {cores}, up to " in ended.out
+    assert "records with the children" in ended.out
 
 
 def test_settings_of_the_place_have_no_say(tmp_path: Path):
@@ -343,6 +362,46 @@ def test_a_log_in_another_order_is_found():
 
 
 # -- parts ---------------------------------------------------------------------------------------
+
+
+async def test_a_failure_in_a_child_is_in_the_ledger():
+    """The middleware that writes it sees an outcome; the call has failed, and the record is not done."""
+    ledger = Ledger(["k"])
+    ledger.acknowledged("k", ledger.send("k"), 0, 0)
+    app = demo_app.cpu_app(ledger, "demo", Settings(group="demo"))
+    (note,) = app._middlewares
+    failed = Outcome(Verdict.FAILED, WorkerDiedError("it was killed"))
+
+    async def call_next(call: Call) -> Outcome:
+        return failed if call.attempt == 1 else SUCCESS
+
+    def call(attempt: int) -> Call:
+        return Call("hashes", (Record("demo", 0, 0, b"k", b'{"number": 0}'),), attempt)
+
+    with pytest.raises(WorkerDiedError):
+        await note(call(1), call_next)
+    assert (ledger.counts().failed, ledger.counts().handled) == (1, 0)
+    assert await note(call(2), call_next) is SUCCESS
+    assert ledger.prove().is_complete and ledger.prove().is_in_order
+
+
+def status(kind: type[Any], **known: object) -> Any:
+    """One whose other fields are 0."""
+    return kind(**dict.fromkeys((one.name for one in dataclasses.fields(kind)), 0) | known)
+
+
+def test_children_are_shown_where_the_handler_runs():
+    """In the live table and on the line: how many there are, and how many are busy."""
+    handler = status(HandlerStatus, name="hashes", executor="process", children=2, busy_children=1)
+    partition = status(PartitionStatus, topic="t", blocking_offset=None)
+    group = status(GroupStatus, partitions=(partition,), handlers=(handler,))
+    counts = Ledger(["k"]).counts()
+    moment = demo_view.Moment("load", 1.0, counts, 0.0, is_held_back=False, group=group)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(demo_view.picture("demo", moment))
+    assert isinstance(console.file, io.StringIO)
+    assert "2 child processes, 1 busy" in console.file.getvalue()
+    assert "children 2, 1 busy" in demo_view.line(moment)
 
 
 def test_every_kind_of_handler_gets_keys_and_the_busiest_key_goes_to_the_fast_one():

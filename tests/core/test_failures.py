@@ -12,8 +12,10 @@ from asyncpar.errors import (
     HandlerTimeoutError,
     Permanent,
     RecordBlockedError,
+    RemoteHandlerError,
     Retryable,
     RetryAfter,
+    WorkerDiedError,
 )
 from asyncpar.records import Verdict
 
@@ -153,3 +155,40 @@ def test_a_retry_after_may_be_free_of_charge() -> None:
     rules = _rules(1, max_age_ms=60_000)
     assert decide(rules, FAILED, Busy(delay_ms=10), 9, 0.5) == Decision(AGAIN, 0.01, is_free=True)
     assert _action(rules, Busy(delay_ms=10), 9, age_seconds=61.0) is HALT
+
+
+def _remote(kind: type[BaseException]) -> RemoteHandlerError:
+    """What the parent knows of an exception of a child."""
+    names = (f"{one.__module__}.{one.__qualname__}" for one in kind.__mro__ if one is not object)
+    return RemoteHandlerError("no", tuple(names))
+
+
+class OfTheAppError(ConnectionError):
+    """A user's class, which has a name only where a child raised it."""
+
+
+@pytest.mark.parametrize("error", [OfTheAppError, ConnectionError, ValueError, KeyError, PermissionError])
+def test_what_a_child_raised_is_matched_by_its_names_as_if_it_had_been_raised_here(
+    error: type[Exception],
+) -> None:
+    """The nearest class in `on_error`, `on`, `not_on`: each decides the same."""
+    for rules in (
+        _rules(dead_letter=True, on_error={OSError: "skip", Exception: "retry", KeyError: "halt"}),
+        _rules(dead_letter=True, on_error={OfTheAppError: "dead_letter", OSError: "skip"}),
+        _rules(dead_letter=True, on=(OSError,), not_on=(PermissionError,)),
+        _rules(on=(OfTheAppError,)),
+        _rules(not_on=(LookupError, OfTheAppError)),
+        _rules(),
+    ):
+        assert _action(rules, _remote(error)) is _action(rules, error()), rules
+
+
+def test_a_child_that_died_is_a_failure_and_at_the_second_time_the_end() -> None:
+    """The first costs an attempt and is judged by its class; the second is permanent, whatever is asked."""
+    rules = _rules(dead_letter=True, on_error={WorkerDiedError: "skip"})
+    assert _action(_rules(), WorkerDiedError("killed by SIGSEGV")) is AGAIN
+    assert _action(rules, WorkerDiedError("killed by SIGSEGV")) is DONE
+    assert decide(rules, FAILED, WorkerDiedError("twice", is_final=True), 1, 0.5) == Decision(
+        DEAD, reason="permanent"
+    )
+    assert _action(_rules(), WorkerDiedError("twice", is_final=True), may_travel=True) is HALT

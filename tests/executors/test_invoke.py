@@ -109,6 +109,24 @@ def test_task_per_record_runs_each_in_a_task_of_its_own() -> None:
     assert seen[0] is not outer[0]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_task_that_ended_before_its_cancellation_came_has_ended(fails: bool) -> None:
+    """Its worker has not heard of it yet: it did not run for nothing."""
+
+    async def handle(value: bytes) -> None:
+        # It comes when this has ended, and before the worker knows.
+        asyncio.get_running_loop().call_soon(worker.cancel)
+        if fails:
+            raise ValueError("no")
+
+    spec = specs_of(topic("t", task_per_record=True)(handle))[0]
+    call = invocation(plan_call(spec, group="g"), None, (), None)
+    worker = asyncio.ensure_future(call.invoke("t", 0, FakeRecord(0), 1, 1))
+    await asyncio.wait({worker}, timeout=5)
+    assert not worker.cancelled()
+    assert isinstance(worker.exception(), ValueError) is fails
+
+
 @pytest.mark.parametrize(
     ("error", "verdict"),
     [

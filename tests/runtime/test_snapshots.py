@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from asyncpar.core.assignment import State
 from asyncpar.core.breaker import BreakerRules
 from asyncpar.core.poison import PoisonRules
 from asyncpar.core.rate_limit import RateRules
+from asyncpar.executors.lane_port import Job
+from asyncpar.executors.process_bridge import BridgeRules, ProcessBridge
 from asyncpar.metrics import REGISTRY, Histogram, SnapshotBuilder
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from asyncpar.runtime import snapshots
 from asyncpar.runtime.handlers import Admissions
+from asyncpar.testing.modelled_lanes import ModelledLanes
 from tests.runtime.fakes import FakeConsumer, Running, handler, log, until
 
 T0 = TopicPartition("t", 0)
@@ -96,15 +100,24 @@ async def test_every_metric_of_the_registry_has_samples_of_a_running_group() -> 
     consumer = FakeConsumer(log("t", *(f"k{at}" for at in range(64))))
 
     async def handle(record: RawRecord) -> None:
+        raise AssertionError("it runs in a child")
+
+    async def run_job(job: Job) -> None:
         await asyncio.sleep(0)
 
+    bridge = ProcessBridge("handle", BridgeRules(1, 8, 64, 0), ModelledLanes(run_job))
+    await bridge.start()
     limited = Admissions(BreakerRules(), poison=PoisonRules(), rate=RateRules(per_second=500, burst=1))
-    async with Running(consumer, handler(handle, admissions=limited)) as run:
+    in_children = replace(handler(handle, admissions=limited), bridge=bridge, invoke=bridge.run)
+    async with Running(consumer, in_children) as run:
         await until(lambda: consumer.stored.get(T0) == Committed(64, ""))
         builder = SnapshotBuilder()
         snapshots.add_metrics(builder, run.runtime)
         found = {family.metric.name for family in builder.snapshot() if family.samples}
+        (status,) = snapshots.group_status(run.runtime).handlers
+        assert (status.children, status.no_child_starts) == (1, None)
         await run.stop()
+    await bridge.close(1.0)
     expected = {metric.name for metric in REGISTRY} - PROCESS_METRICS - EVENTS
     assert expected - found == set(), "registered, but never exported"
 
