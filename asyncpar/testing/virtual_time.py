@@ -61,6 +61,24 @@ class _Handle(events.Handle):
         self._repr = self._source_traceback = None
 
 
+class _Timer(events.TimerHandle):
+    """The same for a moment."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        _Handle.__init__(self, callback, args, loop, context)  # type: ignore[arg-type]
+        self._when = when
+        self._scheduled = False
+
+
 class VirtualLoop(base_events.BaseEventLoop):
     """An asyncio event loop on a virtual clock.
 
@@ -141,7 +159,7 @@ class VirtualLoop(base_events.BaseEventLoop):
         context: Context | None = None,
     ) -> events.TimerHandle:
         """See asyncio. Timers of one moment fire in the order in which they were made."""
-        timer = events.TimerHandle(when, callback, args, self, context)
+        timer = _Timer(when, callback, args, self, context)
         self._made_timers += 1
         heapq.heappush(self._timers, (when, self._made_timers, timer))
         return timer
@@ -184,7 +202,13 @@ class VirtualLoop(base_events.BaseEventLoop):
             if handle._cancelled or (absent and self._is_held(handle)):
                 continue
             self.now += _STEP_SECONDS
-            handle._run()
+            try:
+                handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - as asyncio's handles do
+                text = f"Exception in callback {handle!r}"
+                self.call_exception_handler({"message": text, "exception": error, "handle": handle})
         self.steps += len(batch)
         if self.steps > self._max_steps:
             raise SimulationError(f"no end after {self.steps} steps")
