@@ -19,7 +19,7 @@ from asyncpar.core.commits import MetadataBudget
 from asyncpar.core.failures import give_up
 from asyncpar.core.offset_codec import Ignored, decode
 from asyncpar.core.offsets import OffsetTracker, Run
-from asyncpar.core.virtual_partitions import ParkingLot, Queues, ReadyQueue, VirtualPartition
+from asyncpar.core.virtual_partitions import ANY_OFFSET, ParkingLot, Queues, ReadyQueue, VirtualPartition
 from asyncpar.errors import DecodeError
 from asyncpar.records import Chunk, Committed, GroupToken, RawRecord, TopicPartition
 from asyncpar.runtime.config import RuntimeConfig
@@ -169,10 +169,13 @@ class GroupState:
 
     # -- opening -----------------------------------------------------------------------------
 
-    def open(self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True) -> None:
+    def open(
+        self, partition: Partition, start: int, runs: Iterable[Run], *, adopt_below: int = ANY_OFFSET
+    ) -> None:
         """`partition` begins at `start` with `runs` done above it; stragglers of it lock their keys.
 
-        `may_adopt` False: offsets mean other records than before (the log was truncated).
+        Their success counts below `adopt_below`: from there on (the end of a log that was truncated, or 0)
+        offsets mean other records than before.
         """
         tracker = OffsetTracker(start, runs)
         pools = self.pools_for(partition.tp.topic)
@@ -184,7 +187,7 @@ class GroupState:
             for vp in pool.running():
                 if vp.queues.partition == partition.tp and vp.head is not None:
                     offset = vp.head.offset
-                    adoptable = may_adopt and offset >= start and not tracker.is_done(offset)
+                    adoptable = start <= offset < adopt_below and not tracker.is_done(offset)
                     self.stragglers[vp] = Straggler(queues.lock(vp.key, offset), adoptable)
         partition.apply(Event.OPENED)
         for pool in pools:
@@ -192,6 +195,10 @@ class GroupState:
                 pool.gate.hold_new(partition.tp)
             if pool.children is not None:
                 pool.children.hold_new(partition.tp)
+
+    def has_running(self, tp: TopicPartition) -> bool:
+        """A call of an earlier life of `tp` still runs."""
+        return any(vp.queues.partition == tp for pool in self.pools for vp in pool.running())
 
     def restored_runs(self, tp: TopicPartition, committed: Committed, end: int) -> list[Run]:
         """What the metadata of a commit says is done above it and below `end`; counts what it ignores.

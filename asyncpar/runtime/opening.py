@@ -14,6 +14,7 @@ from typing import Any
 from asyncpar.core.assignment import Event, Partition, State
 from asyncpar.core.offset_codec import decode_attempts
 from asyncpar.core.offsets import Run
+from asyncpar.core.virtual_partitions import ANY_OFFSET
 from asyncpar.errors import AuthorizationError, BrokerError, ConfigurationError
 from asyncpar.ports import Consumer
 from asyncpar.records import Committed, TopicPartition
@@ -74,21 +75,25 @@ class Opener:
         committed = await self._consumer.committed(names)
         missing = [tp for tp in names if committed.get(tp) is None]
         starts = await self._first_positions(missing) if missing else {}
-        ends = await self._ends([tp for tp, stored in committed.items() if stored and stored.metadata])
+        # What metadata lists as done, and what stragglers do, counts only as far as the log still reaches.
+        asked = {tp for tp, stored in committed.items() if stored and stored.metadata}
+        asked |= {tp for tp in names if self._state.has_running(tp)}
+        ends = await self._ends(sorted(asked))
         unknown: list[TopicPartition] = []
         for partition in self._still_opening(partitions):
             tp = partition.tp
             stored = committed.get(tp)
-            if stored is not None:
-                if stored.metadata and tp not in ends:
-                    unknown.append(tp)
-                    continue
-                runs = self._state.restored_runs(tp, stored, ends.get(tp, stored.offset))
+            if tp in asked and tp not in ends:
+                unknown.append(tp)
+            elif stored is not None:
+                # Where nobody asked, nothing is listed above it, and nothing runs.
+                end = ends.get(tp, stored.offset)
+                runs = self._state.restored_runs(tp, stored, end)
                 partition.acknowledged = stored
-                self._open_at(partition, stored.offset, runs)
-                self._restore_attempts(partition, stored, ends.get(tp, stored.offset))
+                self._open_at(partition, stored.offset, runs, adopt_below=end)
+                self._restore_attempts(partition, stored, end)
             elif tp in starts:
-                self._open_at(partition, starts[tp], ())
+                self._open_at(partition, starts[tp], (), adopt_below=ends.get(tp, ANY_OFFSET))
                 if self._state.config.offset_reset == "earliest":
                     # A start that any restart would find again needs no commit of its own.
                     partition.acknowledged = Committed(starts[tp], "")
@@ -120,9 +125,9 @@ class Opener:
             return await self._consumer.end(reached) if reached else {}
 
     def _open_at(
-        self, partition: Partition, start: int, runs: Iterable[Run], *, may_adopt: bool = True
+        self, partition: Partition, start: int, runs: Iterable[Run], *, adopt_below: int = ANY_OFFSET
     ) -> None:
-        self._state.open(partition, start, runs, may_adopt=may_adopt)
+        self._state.open(partition, start, runs, adopt_below=adopt_below)
         assert partition.tracker is not None
         self._consumer.seek(partition.tp, partition.tracker.position)
 
@@ -200,7 +205,7 @@ class Opener:
         # Back within a life is against the law of commits: begin a new generation there. What the broker has
         # is not known: a commit of this one that got no answer may have been stored.
         partition.acknowledged = partition.acknowledged_plain = None
-        self._begin_again(partition, Event.REOPEN, target, ())
+        self._begin_again(partition, Event.REOPEN, target, (), adopt_below=0)
 
     async def resume(self, partition: Partition, generation: int) -> None:
         """Go on where `partition` halted, without what its log has lost meanwhile: nobody fetched from it."""
@@ -217,13 +222,15 @@ class Opener:
                 assert tracker is not None
                 partition.halt_reason = None
                 runs = state.runs_within(tp, tracker.done_runs(), end)
-                self._begin_again(partition, Event.RESUME, tracker.hwm, runs)
+                self._begin_again(partition, Event.RESUME, tracker.hwm, runs, adopt_below=end)
 
         await self._persist(read)
 
-    def _begin_again(self, partition: Partition, event: Event, start: int, runs: Iterable[Run]) -> None:
+    def _begin_again(
+        self, partition: Partition, event: Event, start: int, runs: Iterable[Run], *, adopt_below: int
+    ) -> None:
         self._state.close_queues(partition)
         self._state.forget_departures(partition)
         partition.apply(event)
         partition.generation = self._state.generations.next(partition.tp)
-        self._open_at(partition, start, runs, may_adopt=event is Event.RESUME)
+        self._open_at(partition, start, runs, adopt_below=adopt_below)

@@ -194,7 +194,7 @@ class HandlerPool:
                 except StopIteration as end:
                     result = end.value
                 else:
-                    if ready:
+                    if ready and (gate is None or gate.may_start(now)):
                         self._wake(len(ready))
                     result = await resume(coroutine, waiting_for)
                     yielded = clock()

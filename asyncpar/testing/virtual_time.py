@@ -182,7 +182,7 @@ class VirtualLoop(base_events.BaseEventLoop):
         self._ready.append(handle)
         return handle
 
-    def _run_once(self) -> None:
+    def _run_once(self) -> None:  # noqa: C901 - one loop, inlined on purpose
         """One turn: what is ready now runs, or time moves on to the next timer."""
         ready, timers = self._ready, self._timers
         while timers and timers[0][2]._cancelled:

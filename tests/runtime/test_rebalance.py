@@ -121,6 +121,36 @@ async def test_a_straggler_keeps_its_key_locked_and_is_adopted() -> None:
     assert runs == [0, 2, 1]
 
 
+@pytest.mark.parametrize("stored", [None, Committed(1, "")])
+async def test_a_straggler_of_a_record_that_the_log_has_lost_is_not_adopted(stored: Committed | None) -> None:
+    """Another record has its offset now, and is run."""
+    consumer = FakeConsumer(log("t", "a", "b", "k"))
+    release = asyncio.Event()
+    runs: list[bytes | None] = []
+
+    async def handle(record: RawRecord) -> None:
+        runs.append(record.key)
+        if record.key == b"k":
+            await release.wait()
+
+    async with Running(consumer, handler(handle, cancel_on_revoke=False), max_revoke_grace_ms=20) as run:
+        await until(lambda: b"k" in runs)
+        await consumer.revoke()
+        consumer.stored.clear()
+        if stored is not None:
+            consumer.stored[T0] = stored
+        del consumer.logs[T0][2:]
+        consumer.assign(consumer.logs)
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        release.set()
+        await until(lambda: run.runtime.state.counters.stale_completions == 1)
+        consumer.logs[T0].append(FakeRecord(2, b"new"))
+        await until(lambda: consumer.stored[T0] == Committed(3, ""))
+        await run.stop()
+    assert runs[-1] == b"new"
+    assert "adopted" not in run.runtime.state.counters.stragglers
+
+
 async def test_a_straggler_that_was_overtaken_is_not_adopted() -> None:
     """When another member has committed past it meanwhile, its end is dropped and counted."""
     consumer = FakeConsumer(log("t", "k", "k"))
