@@ -216,9 +216,7 @@ class Recording:
 
     def __call__(self, group: str) -> RecordingConsumer:
         """A fresh consumer; see `ports.ConsumerFactory`."""
-        self._latest = RecordingConsumer(
-            self._factory(group), self.recorder, self.member, self._is_replaced
-        )
+        self._latest = RecordingConsumer(self._factory(group), self.recorder, self.member, self._is_replaced)
         return self._latest
 
     def lease_from(self) -> float:
