@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from asyncpar.core.offset_codec import decode, encode
-from asyncpar.core.offsets import OffsetTracker, Run, merge_runs
+from asyncpar.core.offsets import OffsetTracker, Run, is_within, merge_runs
 from tests.core.models import TP, bounded, records
 
 GAPS = st.integers(1, 4)
@@ -305,3 +305,10 @@ def test_mark_done_at_any_distance_is_remembered(offset: int) -> None:
     assert tracker.is_done(offset)
     fresh = tracker.admit(records(3, 4, 5, 6))
     assert offset not in [record.offset for record in fresh]
+
+
+def test_an_offset_lies_within_runs() -> None:
+    """Their ends are not part of them; no runs hold nothing."""
+    runs = [(2, 4), (7, 8)]
+    assert [offset for offset in range(10) if is_within(runs, offset)] == [2, 3, 7]
+    assert not is_within([], 0)
