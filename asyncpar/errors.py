@@ -250,6 +250,8 @@ class RetryAfter(Retryable):
     """
 
     is_free = False
+    delay_ms: int | None = None
+    """None, in a subclass that does not call this class's `__init__`: the usual delay."""
 
     def __init__(self, message: str = "", *, delay_ms: int) -> None:
         if type(delay_ms) is not int or delay_ms < 0:

@@ -6,11 +6,13 @@ command line and users agree. Never here: a decision about a record.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from asyncpar.records import TopicPartition
 
 PREFIX = "x-asyncpar-"
+_NUMBER = re.compile("-?[0-9]{1,18}")
 
 TOPIC = PREFIX + "topic"
 """Where the record was read first: with PARTITION and OFFSET it names the record for good."""
@@ -51,9 +53,7 @@ def text(headers: Sequence[tuple[str, bytes]], name: str) -> str | None:
 def number(headers: Sequence[tuple[str, bytes]], name: str) -> int | None:
     """The header `name` as a whole number; None without one, or when it is none."""
     found = text(headers, name)
-    if found is None or not found.isascii() or not found.lstrip("-").isdigit() or len(found) > 19:
-        return None
-    return int(found)
+    return int(found) if found is not None and _NUMBER.fullmatch(found) else None
 
 
 def origin(headers: Sequence[tuple[str, bytes]]) -> tuple[TopicPartition, int] | None:

@@ -19,7 +19,8 @@ The one place where the rules on failures are applied; the first row that fits d
 | failed      | its class is in `not_on`, or `on` is given without it   | give up           |
 | failed      | otherwise                                               | again, if allowed |
 
-What was raised in a child process is matched by the names of its class and of that one's bases.
+What was raised in a child process is matched by the names of its class and of that one's bases. `on` is about
+what handlers raise: a time-out, and a child process that died for the first time, are in every `on`.
 
 *Again, if allowed*: while attempts are left (`attempts`, total runs; None: for ever) and the next run begins
 within `max_age_ms` of the first failure; else give up. An attempt that is free of charge (its breaker opened
@@ -36,6 +37,7 @@ from dataclasses import dataclass, field
 
 from asyncpar.core.backoff import BACKOFFS
 from asyncpar.errors import (
+    HandlerTimeoutError,
     Permanent,
     RecordBlockedError,
     RemoteHandlerError,
@@ -114,7 +116,9 @@ def decide(
     if how != "retry":
         return _NOT_AGAIN[how] if how in _NOT_AGAIN else give_up(rules, "permanent")
     if isinstance(error, RetryAfter):
-        delay, is_free = error.delay_ms / 1000, is_free or error.is_free
+        is_free = is_free or error.is_free
+    if isinstance(error, RetryAfter) and error.delay_ms is not None:
+        delay = error.delay_ms / 1000
     else:
         delay = BACKOFFS[rules.backoff](attempts_made, rules.base_ms, rules.max_ms, u)
     if not is_free and rules.attempts is not None and attempts_made >= rules.attempts:
@@ -132,13 +136,14 @@ def on_failure(rules: FailureRules, error: BaseException | None) -> OnError:
         return "retry"
     if isinstance(error, WorkerDiedError) and error.is_final:
         return "dead_letter"
+    ended_by_us = isinstance(error, HandlerTimeoutError | WorkerDiedError)
     if isinstance(error, RemoteHandlerError):
         return _on_names(rules, error.ancestors)
     if rules.on_error:
         for kind in type(error).__mro__:
             if kind in rules.on_error:
                 return rules.on_error[kind]
-    if isinstance(error, rules.not_on) or (rules.on and not isinstance(error, rules.on)):
+    if isinstance(error, rules.not_on) or (rules.on and not isinstance(error, rules.on) and not ended_by_us):
         return "dead_letter"
     return "retry"
 

@@ -121,6 +121,7 @@ class ProcessLane:
         try:
             await self._ready
         except asyncio.CancelledError:
+            self._tell_nothing_more()
             self.kill()
             raise
 
@@ -156,8 +157,7 @@ class ProcessLane:
         """Nothing more starts; the child ends by itself, or is killed. Nothing is told any more."""
         if self._life is None or self._ready is None:
             return
-        self._on_reply = lambda _reply: None
-        self._on_death = lambda _death: None
+        self._tell_nothing_more()
         try:
             if self._ready.done() and not self._is_killed:
                 self._is_closing = True
@@ -167,6 +167,10 @@ class ProcessLane:
         finally:
             self.kill()
         await asyncio.wait({self._life}, timeout=_SECONDS_TO_DIE)
+
+    def _tell_nothing_more(self) -> None:
+        self._on_reply = lambda _reply: None
+        self._on_death = lambda _death: None
 
     # --- the life of the child ---
 

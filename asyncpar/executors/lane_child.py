@@ -253,5 +253,10 @@ def _run_batches(
                 pipe.send("failure", number, index, tuple(failure_of(error)))
             done = index + 1
         ended = clock()
-        words.rest()
+        if done == len(jobs):
+            # Should this process die before its reply is sent whole, the parent knows that all of it ran.
+            words.stand_at(first + done)
+        else:
+            words.rest()
         pipe.send("reply", number, done, (ended - begun) / 1e9)
+        words.rest()

@@ -32,6 +32,8 @@ def failure_of(error: BaseException) -> JobFailure:
         what = "called exit" if isinstance(error, SystemExit) else "raised what is no Exception"
         error, kind = HandlerFailedError(f"the handler {what}: {_shown(error)}"), "failed"
     delay_ms, is_free = (error.delay_ms, error.is_free) if isinstance(error, RetryAfter) else (0, False)
+    if delay_ms is None:  # of a class that does not call its base class: the usual delay
+        kind, delay_ms = "retryable", 0
     ancestors = tuple(
         plain_text(f"{one.__module__}.{one.__qualname__}") for one in type(error).__mro__ if one is not object
     )

@@ -59,6 +59,10 @@ class LaneWords:
         if until_ns > self._words[_EXTENDED]:
             self._words[_EXTENDED] = min(until_ns, _HIGHEST)
 
+    def stand_at(self, place: int) -> None:
+        """Behind the last job of a batch: all of it ran, and nobody was told yet."""
+        self._words[_PLACE] = place
+
     def rest(self) -> None:
         """Nothing runs."""
         self._words[_PLACE] = 0

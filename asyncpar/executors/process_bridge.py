@@ -197,7 +197,12 @@ class ProcessBridge:
             self._outcomes.not_started([call], "cancelled")
             return
         lane = next(lane for lane in self._lanes if call in lane.calls())
-        if lane.at(lane.port.progress()) is call:
+        progress = lane.port.progress()
+        if progress is not None:
+            self._outcomes.ran_before(lane, progress)
+        if _is_over(call):  # it was one of those
+            return
+        if lane.at(progress) is call:
             self._kill(lane, "cancelled")
         else:
             lane.stop(self._clock())
@@ -307,3 +312,8 @@ class ProcessBridge:
             "nothing" if job is None else f"{job.topic}[{job.partition}] offset {job.offset}",
             f" ({unsaid} more since the last line)" if unsaid else "",
         )
+
+
+def _is_over(call: Call) -> bool:
+    """Asked anew: it may have ended since it was asked last."""
+    return call.is_over

@@ -54,7 +54,7 @@ class Outcomes:
                     call.future.set_result(None)
 
     def ran_before(self, lane: ServingLane, progress: Progress) -> None:
-        """End the calls that ran before the one that runs by `progress`, which takes long."""
+        """End the calls that ran before the one that runs by `progress`: nobody has to wait for the reply."""
         failures = lane.port.told(progress.number)
         for sent in lane.batches:
             if sent.number == progress.number:

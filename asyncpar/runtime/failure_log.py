@@ -81,5 +81,8 @@ def brief(error: BaseException | None) -> str:
     """The type and the first line of `error`, cut off where it gets long."""
     if error is None:
         return "no reason given"
-    lines = str(error).splitlines()
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # noqa: BLE001 - a user's exception may refuse to be shown
+        lines = ["(its message cannot be shown)"]
     return f"{type(error).__name__}: {lines[0][:_MAX_CHARS]}" if lines else type(error).__name__

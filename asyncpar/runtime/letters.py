@@ -26,6 +26,7 @@ class Source(NamedTuple):
 
     tp: TopicPartition
     offset: int
+    timestamp: int
     record: RawRecord
 
 
@@ -66,17 +67,34 @@ def departure(
         first_failed_ms=first_ms or wall_ms - round((now - first) * 1000),
         failed_ms=wall_ms,
     )
-    origin = headers.origin(record.headers) if travelled else None
-    tp, offset = origin or (queues.partition, record.offset)
-    source = Source(tp, offset, record)
+    source = _source(handler, record) if travelled else None
+    if source is None:
+        source = Source(queues.partition, record.offset, record.timestamp, record)
     stop = handler.next_retry(queues.topic) if decision.action is Action.RETRY_TOPIC else None
     if stop is not None:
         outgoing = retry_record(stop[0], source, failure, not_before_ms=wall_ms + round(stop[1] * 1000))
         return Departure(vp, record, outgoing, "retry", handler.name)
     assert handler.dead_letter is not None
-    topic = dead_letter_topic(handler.dead_letter, tp.topic)
+    topic = dead_letter_topic(handler.dead_letter, _first_topic(handler, source))
     outgoing = dead_letter(topic, source, failure, metadata_only=handler.metadata_only)
     return Departure(vp, record, outgoing, "dead_letter", handler.name)
+
+
+def _source(handler: Handler, record: RawRecord) -> Source | None:
+    """Where a record of a retry topic was read first, by its headers; None: not a topic of `handler`."""
+    stops = dict(handler.retry_topics)
+    origin = headers.origin(record.headers)
+    if origin is None or origin[0].topic in stops or not handler.takes(origin[0].topic):
+        return None
+    written = headers.number(record.headers, headers.TIMESTAMP)
+    return Source(*origin, record.timestamp if written is None else written, record)
+
+
+def _first_topic(handler: Handler, source: Source) -> str:
+    """The topic whose dead letters it joins: of what somebody else put into a retry topic, the first one."""
+    stops = dict(handler.retry_topics)
+    named = [name for name in handler.topics if name not in stops]
+    return source.tp.topic if source.tp.topic not in stops or not named else named[0]
 
 
 def dead_letter_topic(declared: str, source: str) -> str:
@@ -119,7 +137,7 @@ def _history(source: Source, failure: Failure) -> list[tuple[str, str | int | No
         (headers.TOPIC, source.tp.topic),
         (headers.PARTITION, source.tp.partition),
         (headers.OFFSET, source.offset),
-        (headers.TIMESTAMP, source.record.timestamp),
+        (headers.TIMESTAMP, source.timestamp),
         (headers.GROUP, failure.group),
         (headers.HANDLER, failure.handler),
         (headers.ATTEMPTS, failure.attempts),

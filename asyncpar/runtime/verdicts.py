@@ -83,7 +83,8 @@ class Verdicts:
             self._count_finished()
             self._pool.finish(vp)
             return
-        queues.attempts[offset] = attempt - decision.is_free
+        # Not from `attempt`: an opening breaker may have given failures back meanwhile, this one among them.
+        queues.attempts[offset] = queues.attempts.get(offset, 0) + (not decision.is_free)
         self._carry_out(decision, vp, record, verdict, error)
 
     def _count_finished(self) -> None:

@@ -114,8 +114,9 @@ def classify(me: Worker, task: asyncio.Task[None], raised: BaseException) -> tup
         return Verdict.SKIPPED, raised
     if me.cancel_reason in _TIMEOUTS and isinstance(raised, Exception | asyncio.CancelledError):
         return Verdict.FAILED, _timed_out(me, me.cancel_reason, raised)
-    if isinstance(raised, NotStartedError):
-        raise Interrupted(worker_ends=False)
+    was_cancelled = me.cancel_reason is not None and isinstance(raised, Exception)
+    if was_cancelled or isinstance(raised, NotStartedError):
+        raise Interrupted(worker_ends=False)  # what a handler makes of its cancellation says nothing
     if isinstance(raised, DecodeError):
         return Verdict.UNDECODABLE, raised
     if isinstance(raised, Exception):

@@ -200,6 +200,8 @@ class HandlerPool:
                     yielded = clock()
                 if judged:
                     verdict, error = result.verdict, result.error
+                    if me.cancel_reason is not None and verdict is Verdict.FAILED:
+                        raise error or RuntimeError("no reason given")  # as without middlewares
             except BaseException as raised:  # noqa: BLE001 - sorted by classify
                 try:
                     verdict, error = classify(me, task, raised)

@@ -106,7 +106,10 @@ class ModelledLane:
         self._on_reply, self._on_death = on_reply, on_death
         self._loop = asyncio.get_running_loop()
         self._parent = contextvars.copy_context()
-        self._member = f"{MEMBER.get()}/child-{number}"
+        self.member = f"{MEMBER.get()}/child-{number}"
+        """What its loop knows the child by."""
+        self.job: Job | None = None
+        """What the child is at."""
         self._inbox: asyncio.Queue[Batch | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
@@ -129,8 +132,8 @@ class ModelledLane:
             raise LaneStartError("it was closed before it was ready")
         self.pid = _FIRST_PID + self._number
         context = contextvars.copy_context()
-        context.run(MEMBER.set, self._member)
-        self._task = self._loop.create_task(self._serve(), name=self._member, context=context)
+        context.run(MEMBER.set, self.member)
+        self._task = self._loop.create_task(self._serve(), name=self.member, context=context)
 
     def send(self, batch: Batch) -> None:
         """See `Lane`."""
@@ -178,7 +181,7 @@ class ModelledLane:
         death = Death(how, number, index, dict(self._failures) if number else {})
         self._task.cancel()
         if isinstance(self._loop, VirtualLoop):
-            self._loop.thaw(self._member)  # SIGKILL ends what is stopped, too
+            self._loop.thaw(self.member)  # SIGKILL ends what is stopped, too
         self._loop.call_later(self._world.death_seconds, self._tell_death, death, context=self._parent)
 
     def orphan(self) -> None:
@@ -189,12 +192,12 @@ class ModelledLane:
     def freeze(self) -> None:
         """The child does nothing until `thaw`, as under SIGSTOP; on a virtual loop."""
         assert isinstance(self._loop, VirtualLoop)
-        self._loop.freeze(self._member)
+        self._loop.freeze(self.member)
 
     def thaw(self) -> None:
         """It goes on."""
         assert isinstance(self._loop, VirtualLoop)
-        self._loop.thaw(self._member)
+        self._loop.thaw(self.member)
 
     # -- the child ---------------------------------------------------------------------------
 
@@ -215,10 +218,10 @@ class ModelledLane:
         self._failures = {}
         for index, job in enumerate(batch.jobs):
             began = self._now_ns()
-            self._progress = Progress(batch.number, index, began, 0)
+            self._progress, self.job = Progress(batch.number, index, began, 0), job
             await asyncio.sleep(0)  # others may run between the two, as they may beside a real child
             if batch.number < self._stop_before or self._now_ns() > self._lease_ns:
-                self._progress = None
+                self._progress = self.job = None
                 break
             failure = await self._run_job(job)
             if failure is not None:
@@ -226,7 +229,7 @@ class ModelledLane:
             run += 1
             seconds += (self._now_ns() - began) / 1e9
         else:
-            self._progress = Progress(batch.number, run, self._now_ns(), 0)
+            self._progress, self.job = Progress(batch.number, run, self._now_ns(), 0), None
             late = self._world.faults.of_reply(batch)
             if late == "torn":
                 await self._end("killed by SIGKILL")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from asyncpar.core.failures import Action, Decision, FailureRules, decide
+from asyncpar.core.failures import Action, Decision, FailureRules, decide, on_failure
 from asyncpar.errors import (
     DecodeError,
     HandlerTimeoutError,
@@ -192,3 +192,12 @@ def test_a_child_that_died_is_a_failure_and_at_the_second_time_the_end() -> None
         DEAD, reason="permanent"
     )
     assert _action(_rules(), WorkerDiedError("twice", is_final=True), may_travel=True) is HALT
+
+
+def test_on_is_about_what_handlers_raise() -> None:
+    """A time-out, or a child process that died, is no fault that `on` leaves out; `not_on` may name it."""
+    rules = FailureRules(attempts=5, base_ms=10, max_ms=100, on=(ConnectionError,))
+    for error in (HandlerTimeoutError("late"), WorkerDiedError("killed")):
+        assert on_failure(rules, error) == "retry"
+        assert on_failure(replace(rules, not_on=(type(error),)), error) == "dead_letter"
+    assert on_failure(rules, ValueError()) == "dead_letter"
