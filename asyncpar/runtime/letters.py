@@ -26,8 +26,14 @@ class Source(NamedTuple):
 
     tp: TopicPartition
     offset: int
-    timestamp: int
     record: RawRecord
+    first_timestamp: int | None = None
+    """Of the record that was read first; None: it is this one."""
+
+    @property
+    def timestamp(self) -> int:
+        """When it was produced, milliseconds since the epoch."""
+        return self.record.timestamp if self.first_timestamp is None else self.first_timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ def departure(
     )
     source = _source(handler, record) if travelled else None
     if source is None:
-        source = Source(queues.partition, record.offset, record.timestamp, record)
+        source = Source(queues.partition, record.offset, record)
     stop = handler.next_retry(queues.topic) if decision.action is Action.RETRY_TOPIC else None
     if stop is not None:
         outgoing = retry_record(stop[0], source, failure, not_before_ms=wall_ms + round(stop[1] * 1000))
@@ -86,8 +92,7 @@ def _source(handler: Handler, record: RawRecord) -> Source | None:
     origin = headers.origin(record.headers)
     if origin is None or origin[0].topic in stops or not handler.takes(origin[0].topic):
         return None
-    written = headers.number(record.headers, headers.TIMESTAMP)
-    return Source(*origin, record.timestamp if written is None else written, record)
+    return Source(*origin, record, headers.number(record.headers, headers.TIMESTAMP))
 
 
 def _first_topic(handler: Handler, source: Source) -> str:
