@@ -203,7 +203,7 @@ class ProcessLane:
     def _launch(self, theirs: socket.socket) -> ChildProcess:
         """In a thread. The child gets a copy of `theirs`."""
         with theirs:
-            arguments = (theirs, self._array, self._work, present_levels())
+            arguments = (theirs, self._array, self._work, present_levels(), dict(os.environ))
             return ChildProcess.launch(self._start_method, lane_child.enter, arguments, lane_child.serve)
 
     def _settle(self, ready: asyncio.Future[None], why: str) -> None:

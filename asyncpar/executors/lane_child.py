@@ -78,8 +78,13 @@ _entered: list[tuple[socket, WordArray, ChildWork, Levels]] = []
 """From `enter` to `serve`, which the pool calls one after the other."""
 
 
-def enter(connection: socket, words: WordArray, work: ChildWork, levels: Levels) -> None:
-    """The first thing that runs in the child."""
+def enter(
+    connection: socket, words: WordArray, work: ChildWork, levels: Levels, environment: dict[str, str]
+) -> None:
+    """The first thing that runs in the child. `environment`: the parent's; the fork server's may be older."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.environ.pop(PRELOAD_VARIABLE, None)
     _leave_signals_to_the_parent()
     _end_with_the_parent()
     _entered.append((connection, words, work, levels))

@@ -159,6 +159,10 @@ def _ask_who_holds_signals() -> None:
         raise AssertionError
 
 
+def _tell_environment() -> NoReturn:
+    raise ValueError(" ".join(f"{name}={value}" for name, value in os.environ.items() if "ASYNCPAR" in name))
+
+
 DEEDS: dict[str, Callable[[], object]] = {
     "ok": lambda: None,
     "fail": _fail,
@@ -187,6 +191,7 @@ DEEDS: dict[str, Callable[[], object]] = {
     "log": _log,
     "flood": _flood,
     "context": _look_at_context,
+    "environment": _tell_environment,
     "signals": _ask_who_holds_signals,
     "sleep": lambda: time.sleep(60),
     "nap": lambda: time.sleep(0.2),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncpar.executors.lane_child import PRELOAD_VARIABLE
 from asyncpar.executors.lane_port import LaneStartError
 from tests.executors.lane_rig import (
     MODULE,
@@ -68,6 +69,22 @@ async def test_the_traceback_of_a_failed_start_is_in_the_log(caplog: pytest.LogC
     with pytest.raises(LaneStartError):
         await asyncio.wait_for(one.lane.start(), SECONDS)
     assert "child_handlers.py" in caplog.text
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+async def test_a_child_has_the_environment_of_its_parent_now(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one in which the fork server was started, nor what was meant for that one."""
+    async with rig(start_method=start_method):
+        pass
+    monkeypatch.setenv("ASYNCPAR_THUMBNAILS", "here")
+    async with rig(start_method=start_method) as one:
+        one.lane.send(batch(1, "environment"))
+        reply = await one.reply()
+    text = str(reply.failures)
+    assert "ASYNCPAR_THUMBNAILS=here" in text
+    assert PRELOAD_VARIABLE not in text
 
 
 async def test_a_start_that_the_system_refuses_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
