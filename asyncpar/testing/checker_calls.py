@@ -221,7 +221,7 @@ class Serial(Checker):
         elif tenure.closed == "left" and self.rules.shutdown_drain_timeout_ms is not None:
             since = event.at_ns - self.rules.shutdown_drain_timeout_ms * NS_PER_MS + self.rules.tolerance_ns
             for call in part.running_of(event.member):
-                if call.tenure is tenure and call.index >= _restarted(tenure) and call.start.at_ns > since:
+                if _is_waited_for(call, tenure) and call.start.at_ns > since:
                     what = f"{part.tp}: the stop did not wait for offset {call.start.offset}"
                     self.found("SERIAL", what, call.start, event)
 
@@ -240,8 +240,7 @@ class Serial(Checker):
         drains_until = tenure.drain_ns(self.rules.max_revoke_grace_ms)
         if drains_until is not None and event.at_ns < drains_until - tolerance:
             for call in part.running_of(member):
-                # Left behind by an earlier revoke, which waited for it; or by a truncated log.
-                if call.tenure is not tenure or call.index < _restarted(tenure):
+                if not _is_waited_for(call, tenure):
                     continue
                 early_ms = (drains_until - event.at_ns) // NS_PER_MS
                 what = f"{part.tp}: the revoke did not wait for offset {call.start.offset}"
@@ -249,6 +248,7 @@ class Serial(Checker):
                 self.found("SERIAL", what, call.start, event)
 
 
-def _restarted(tenure: Tenure) -> int:
-    """The index from which on calls belong to the log as it is now: nobody waits for those before."""
-    return max(tenure.cut, tenure.resumed)
+def _is_waited_for(call: Call, tenure: Tenure) -> bool:
+    """Neither left behind by an earlier revoke, which waited for it, nor of a record that is gone since."""
+    is_lost = call.index < max(tenure.cut, tenure.resumed) or (call.record is not None and call.record.ghost)
+    return call.tenure is tenure and not is_lost

@@ -229,8 +229,8 @@ class DeadLetters(Checker):
 
     def _judge_drain(self, letter: Letter, origin: _Origin, tenure: Tenure | None) -> None:
         """Only in `tenure` it was given up: who gave that back in time had heard of the letter before."""
-        if tenure is None or tenure.over != tenure.closed or not self._had_time(tenure):
-            return
+        if tenure is None or tenure.over != tenure.closed or tenure.cut or not self._had_time(tenure):
+            return  # behind a cut nobody waits for what stood there before
         member, end = tenure.assign.member, tenure.closed_index
         if not any(heard == member and tenure.index < index < end for heard, index in origin.heard):
             how = "stopped" if tenure.closed == "left" else "gave the partition back"

@@ -26,14 +26,15 @@ def covers(commit: Commit, offset: int) -> bool:
 def restored_runs(part: Partition, tenure: Tenure) -> list[tuple[int, int]]:
     """Ascending runs without overlaps that `tenure` may have found listed as done where it began.
 
-    Of every commit of that offset before it, since nobody knows which of the unanswered ones was stored; back
-    to where a lower one was.
+    Of every commit of that offset before it sought its place, since nobody knows which of the unanswered ones
+    was stored; back to where a lower one was. Later than its assignment, perhaps: a member that the group has
+    replaced finds what its successor has committed.
     """
     if tenure.restored is None:
         found: list[tuple[int, int]] = []
-        start = tenure.seeks[0][1] if tenure.seeks else -1
+        since, start = tenure.seeks[0] if tenure.seeks else (tenure.index, -1)
         for commit in reversed(part.commits):
-            if commit.index < tenure.index:
+            if commit.index < since:
                 if commit.event.offset < start and commit.is_acknowledged:
                     break
                 if commit.event.offset == start:

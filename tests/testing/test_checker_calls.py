@@ -91,6 +91,16 @@ def test_a_replay_may_skip_what_its_own_straggler_has_done_since() -> None:
     assert broken(tale.ran(A, 0, 2)) == ["ORDER"]
 
 
+def test_a_member_that_was_replaced_finds_what_its_successor_has_committed() -> None:
+    """It asks for its place late: what was committed by then counts, what is committed later does not."""
+    replaced = Tale().sent(0, key=b"x").sent(1, 2, 3).note("assign", B).given(A).polled(A, 0, 4).ran(A, 1)
+    tale = replaced.committed(A, 0, (1, 2)).note("seek", B, 0).polled(B, 0, 4)
+    assert fine(tale.began(B, 2, lease_ms=100).ended(B, 2))
+    replaced = Tale().sent(0, key=b"x").sent(1, 2, 3).note("assign", B).given(A).polled(A, 0, 4).ran(A, 1)
+    tale = replaced.note("seek", B, 0).committed(A, 0, (1, 2)).polled(B, 0, 4)
+    assert broken(tale.began(B, 2, lease_ms=100).ended(B, 2)) == ["ORDER"]
+
+
 def test_what_is_gone_or_passed_over_leaves_no_gap() -> None:
     """Deleted after the dead one had done it: the next one begins behind it."""
     tale = opened(4).ran(A, 0, 1, 2).note("dead", A).given(B).deleted(3).note("seek", B, 3).polled(B, 3, 4)
@@ -243,6 +253,15 @@ def test_a_revoke_waits_once_for_a_straggler() -> None:
     assert fine(opened().began(A, 0).truncated(0).note("seek", A, 0).revoked(A).released(A))
     tale = opened().truncated(1).note("seek", A, 0).began(A, 0).revoked(A).released(A)
     assert broken(tale) == ["SERIAL"]
+
+
+def test_nobody_waits_for_a_record_that_was_deleted() -> None:
+    """The handler of 0 may go on beyond the end of revoke and stop; that of 1 is still in the log."""
+    rules = replace(RULES, shutdown_drain_timeout_ms=3_000)
+    assert fine(opened().began(A, 0).deleted(1).revoked(A).released(A))
+    assert fine(opened().began(A, 0).deleted(1).note("leave", A), rules)
+    assert broken(opened().ran(A, 0).began(A, 1).deleted(1).revoked(A).released(A)) == ["SERIAL"]
+    assert broken(opened().ran(A, 0).began(A, 1).deleted(1).note("leave", A), rules) == ["SERIAL"]
 
 
 def test_a_revoke_that_returns_after_its_deadline_is_flagged() -> None:

@@ -240,6 +240,12 @@ def test_a_drain_waits_for_letters(how: str) -> None:
     assert not faults(ended(opened().left(A, 0)))
 
 
+def test_a_letter_from_behind_a_cut_is_not_waited_for() -> None:
+    """Its log was truncated while it was on its way: the partition began again without it."""
+    cut = opened().failed(A, 0).truncated(0).note("seek", A, 0)
+    assert not faults(cut.revoked(A).released(A).wrote(0))
+
+
 def test_a_record_may_be_given_up_later_by_another() -> None:
     """It failed, its partition was given back, and the next owner diverts it without a call."""
     tale = opened().failed(A, 0, times=1)
