@@ -13,7 +13,7 @@ WORKLOAD ?= p1
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test unit simulate chaos rebalances kills outage soak planted core lint format types contracts docs pages bench ci lock clean
+.PHONY: help demo test unit simulate chaos rebalances kills outage workers soak planted core lint format types contracts docs pages bench ci lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,10 @@ kills: $(STAMP)  ## kill -9 on the way to a dead letter, TIMES=100 times on a re
 outage: MINUTES = 3
 outage: $(STAMP)  ## what a handler depends on is out for MINUTES=3, with a breaker, then with a budget
 	@$(BIN)/python -m tests.letters outage --minutes $(MINUTES)
+
+workers: MINUTES = 1
+workers: $(STAMP)  ## a child process is killed every 200 ms for MINUTES=1 on a real Kafka: 0 lost, 0 reordered
+	@$(BIN)/python -m tests.workers --minutes $(MINUTES)
 
 soak: $(STAMP)  ## MINUTES=30 at half of what a member can do: memory, descriptors, tasks and lag must not grow
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES)

@@ -15,12 +15,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.program import ROOT, environment
-from tests.integration.plan import Plan
 from tests.kafka_broker import free_port
 
 FAST: dict[str, object] = {
@@ -34,16 +33,25 @@ FAST: dict[str, object] = {
 """Settings that make a group settle within seconds; the test brokers allow such short sessions."""
 
 
+class Told(Protocol):
+    """What a member process is told to do."""
+
+    def to_environment(self) -> dict[str, str]: ...
+
+
 class Member:
-    """`asyncpar run` with the app of `member_app.py`, from start to end. `log` is all it wrote on stderr."""
+    """`asyncpar run` with an app, from start to end. `log` is all it wrote on stderr."""
+
+    APP = "tests.integration.member_app:app"
+    """What it runs."""
 
     def __init__(
-        self, plan: Plan, bootstrap: str, group: str, log_path: Path, *arguments: str, **settings: object
+        self, plan: Told, bootstrap: str, group: str, log_path: Path, *arguments: str, **settings: object
     ) -> None:
         self.http_port = free_port()
         self._log_path = log_path
         values = {**FAST, **settings}
-        command = [sys.executable, "-m", "asyncpar", "run", "tests.integration.member_app:app"]
+        command = [sys.executable, "-m", "asyncpar", "run", self.APP]
         command += ["--bootstrap-servers", bootstrap, "--group", group, "--http-port", str(self.http_port)]
         for name, value in values.items():
             command += ["--set", f"{name}={value}"]

@@ -107,7 +107,8 @@ class Fates:
         if self._healed.is_set():
             return
         self.met["handler hangs"] += 1
-        call = (MEMBER.get(), TopicPartition(record.topic, record.partition), record.offset)
+        member = MEMBER.get().partition("/")[0]  # whose child this may be
+        call = (member, TopicPartition(record.topic, record.partition), record.offset)
         self.hanging[call] = None
         try:
             await self._healed.wait()

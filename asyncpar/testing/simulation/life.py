@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from asyncpar.testing.checkers import Rules, check
 from asyncpar.testing.history import Event
+from asyncpar.testing.simulation.children import CHILD_STATES
 from asyncpar.testing.simulation.faults import FAULTS, WEIGHTS
 from asyncpar.testing.simulation.plan import Plan, draw
 from asyncpar.testing.simulation.world import World
@@ -49,6 +50,7 @@ STATES = (
     "commit metadata_too_large",
     "offset reset out_of_range",
     "ended by DrainIncompleteError",
+    *CHILD_STATES,
 )
 """What an engine under faults goes through; all of it has to be met, or the rig tests less than it says."""
 FAULTS_AND_STATES = (*FAULTS, *STATES)
@@ -135,7 +137,8 @@ def rules_of(plan: Plan, world: World) -> Rules:
     """What the checkers have to know of a life."""
     settings, letters = plan.settings, plan.letters
     # What still runs of a halted partition, or from before a log was cut, is not counted: the slots bound it.
-    begins_again = (plan.attempts is not None and letters is None) or world.struck["log truncated"] > 0
+    halts = letters is None and (plan.attempts is not None or plan.children is not None)
+    begins_again = halts or world.struck["log truncated"] > 0
     uncounted = plan.handler["concurrency"] if begins_again else 0
     chunk = settings["poll_batch_size"] + uncounted  # type: ignore[operator]
     rules = Rules(

@@ -19,6 +19,7 @@ from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_sources import Loaded
 from asyncpar.testing.recording import recording
+from asyncpar.testing.simulation.children import Children
 from asyncpar.testing.simulation.cluster import GROUP
 from asyncpar.testing.simulation.dawdling import dawdling
 from asyncpar.testing.simulation.handlers import decode, make_handler, noting_undecodable
@@ -64,6 +65,8 @@ class Member:
         self._world = world
         self._consumer: Consumer | None = None
         self._app: _SimulatedApp | None = None
+        plan = world.plan.children
+        self._children = None if plan is None else Children(self, world, plan)
         self._context = VirtualLoop.context_of(name)
         self._task = world.loop.create_task(self._live(), name=name, context=self._context)
 
@@ -75,8 +78,10 @@ class Member:
         rigging = Rigging(self._consumers, self._producer, departed=self._departed)
         try:
             self._app = self._make_app()
+            if self._children is not None:
+                rigging = rigging._replace(watch=self._children.watched)
             with self._app.rigged(loaded, rigging):
-                await self._app.run()
+                await self._run(self._app)
         except AsyncparError as error:
             self.error = error
         except Exception as error:  # noqa: BLE001 - a process may crash, and then the life says so
@@ -84,6 +89,24 @@ class Member:
         finally:
             self.ended.set()
             self._on_ended(self)
+
+    async def _run(self, app: App) -> None:
+        if self._children is None:
+            await app.run()
+            return
+        await self._children.start()
+        error: AsyncparError | None = None
+        try:
+            await app.run()
+        except AsyncparError as raised:
+            error = raised
+        await self._children.close()
+        if error is not None:
+            raise error
+
+    def processes(self) -> list[str]:
+        """Its own and its children's, by the names that the loop knows them by."""
+        return [self.name, *([] if self._children is None else self._children.processes())]
 
     def when_ended(self, act: Callable[[Member], None]) -> None:
         """Call `act` when the process has come to its end of itself."""
@@ -108,7 +131,8 @@ class Member:
                 "rate_limit": plan.letters.rate,
             }
         app = _SimulatedApp(clock, group=GROUP, middlewares=middlewares, **plan.settings)
-        made = make_handler(self, world.history, world.fates, world.problems)
+        history = world.history if self._children is None else self._children.history
+        made = make_handler(self, history, world.fates, world.problems)
         app.topic(*plan.partitions, **handler)(made)  # type: ignore[arg-type]
         return app
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from asyncpar.policies import Breaker, DeadLetterBudget, PoisonKeys, RateLimit
+from asyncpar.testing.simulation.children import ChildPlan, draw_children, with_children
 
 CHAOS_SECONDS = 60.0
 """Faults and records come in the first minute; then the world heals."""
@@ -20,6 +21,7 @@ FULL_METADATA = 4_096
 """Kafka's own default of `offset.metadata.max.bytes`."""
 _GAPS_SHARE = 0.1
 _LETTERS_SHARE = 0.3
+_CHILDREN_SHARE = 0.1
 LETTERS = ".dlq"
 """The dead letters of a topic go to the topic of its name with this behind it."""
 LETTERS_REFUSED, HANDLERS_FAIL = "letters refused", "handlers fail"
@@ -98,6 +100,8 @@ class Plan:
     chaos_seconds: float = CHAOS_SECONDS
     letters: LetterPlan | None = None
     """None: there are no dead letters, and a record whose attempts are used up halts its partition."""
+    children: ChildPlan | None = None
+    """None: handlers run on the loop of their member."""
 
     def rng(self, part: str) -> random.Random:
         """The generator of a part of the world."""
@@ -111,7 +115,10 @@ def draw(seed: int, kinds: Mapping[str, float]) -> Plan:
     if rng.random() < _GAPS_SHARE:
         plan = _with_gaps(plan, rng)
     rng = plan.rng("letters")
-    return _with_letters(plan, rng) if rng.random() < _LETTERS_SHARE else plan
+    if rng.random() < _LETTERS_SHARE:
+        plan = _with_letters(plan, rng)
+    rng = plan.rng("children")
+    return with_children(plan, draw_children(rng)) if rng.random() < _CHILDREN_SHARE else plan
 
 
 def _with_letters(plan: Plan, rng: random.Random) -> Plan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
+from asyncpar.testing.simulation.children import ChildPlan
 from asyncpar.testing.simulation.plan import HANDLERS_FAIL, Mix, Plan
 
 MIN_RECORDS = 10
@@ -38,6 +39,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
             yield replace(plan, records=max(MIN_RECORDS, plan.records // divisor))
     yield from _simpler_group(plan)
     yield from _simpler_letters(plan)
+    yield from _simpler_children(plan)
     for share in fields(Mix):
         if getattr(plan.mix, share.name):
             yield replace(plan, mix=replace(plan.mix, **{share.name: 0.0}))
@@ -80,6 +82,18 @@ def _simpler_letters(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, letters=replace(letters, partitions=1))
     if letters.undecodable:
         yield replace(plan, letters=replace(letters, undecodable=False))
+
+
+def _simpler_children(plan: Plan) -> Iterator[Plan]:
+    children = plan.children
+    if children is None:
+        return
+    yield replace(plan, children=None)
+    simple = ChildPlan()
+    for one in fields(ChildPlan):
+        value = getattr(simple, one.name)
+        if getattr(children, one.name) != value and (one.name != "timeout_ms" or not plan.mix.hanging):
+            yield replace(plan, children=replace(children, **{one.name: value}))
 
 
 def _without_outages(plan: Plan) -> Plan:

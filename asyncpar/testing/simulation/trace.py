@@ -21,7 +21,8 @@ def tell(outcome: Outcome) -> str:
     lines.append(
         f"plan: {counted(plan.members, 'member')}, {dict(plan.partitions)}, "
         f"{counted(plan.records, 'record')}, {counted(plan.keys, 'key')}, "
-        f"attempts {plan.attempts}, {plan.handler}, {plan.settings}, {plan.mix}, {plan.letters}"
+        f"attempts {plan.attempts}, {plan.handler}, {plan.settings}, {plan.mix}, {plan.letters}, "
+        f"{plan.children}"
         f"{', cooperative' if plan.cooperative else ''}{', static' if plan.static else ''}"
     )
     lines += [f"  {fault}" for fault in plan.faults]

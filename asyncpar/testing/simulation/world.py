@@ -14,6 +14,7 @@ from asyncpar.adapters.aiokafka_config import ClientConfig
 from asyncpar.errors import ConfigurationError
 from asyncpar.ports import ConsumerFactory, ProducerFactory
 from asyncpar.testing.history import FAILED, History
+from asyncpar.testing.simulation.children import Tallies
 from asyncpar.testing.simulation.cluster import Cluster
 from asyncpar.testing.simulation.faults import FAULTS
 from asyncpar.testing.simulation.handlers import BROKEN, Fates
@@ -51,7 +52,9 @@ class World:
         self.members: list[Member] = []
         """Those that live; the last joined last."""
         self.max_members = plan.members + 2
+        self.tallies = Tallies()
         self._topics = tuple(plan.partitions)
+        self._began = loop.time()
         self._born = 0
         self._sent = 0
         self._ending = False
@@ -236,7 +239,8 @@ class World:
 
     def _bury(self, member: Member) -> None:
         self.states.update(member.states())
-        self.loop.kill(member.name)
+        for name in member.processes():
+            self.loop.kill(name)
         self.members.remove(member)
 
     # -- what faults need --------------------------------------------------------------------
@@ -244,6 +248,11 @@ class World:
     def later(self, seconds: float, act: Callable[[], object]) -> None:
         """Do something in `seconds`, whoever is frozen then."""
         self.loop.call_later(seconds, act, context=VirtualLoop.context_of(""))
+
+    @property
+    def age(self) -> float:
+        """Seconds since the life began."""
+        return self.loop.time() - self._began
 
     @property
     def session_seconds(self) -> float:
