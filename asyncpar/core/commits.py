@@ -187,6 +187,21 @@ def _steer_gate(partition: Partition, budget: MetadataBudget, chars: int, trunca
     queues.move_gate(tracker.done_runs()[-1][1] if is_long else ANY_OFFSET)
 
 
+def follow_gate(partition: Partition, budget: MetadataBudget) -> bool:
+    """Move a gate that the cap has closed to where it belongs by now; True when more may start.
+
+    Each draft does that too, but none is made while a commit waits for its answer, or for the next assignment.
+    """
+    queues, tracker = partition.queues, partition.tracker
+    if queues is None or tracker is None or queues.start_below in (ANY_OFFSET, NO_OFFSET):
+        return False
+    before = queues.start_below
+    made = _drafted(partition, tracker, budget)
+    partition.metadata_truncated = made.truncated
+    _steer_gate(partition, budget, len(made.plain.metadata), made.truncated)
+    return queues.start_below > before
+
+
 def settle(made: Draft, answer: CommitAnswer, budget: MetadataBudget) -> Consequence:
     """Take an answer in: only an acknowledgement of the same generation moves `acknowledged`."""
     consequence = CONSEQUENCES[answer]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 from asyncpar.core.assignment import Partition
+from asyncpar.core.commits import follow_gate
 from asyncpar.core.virtual_partitions import VirtualPartition
 from asyncpar.errors import EngineError
 from asyncpar.ports import Consumer
@@ -68,7 +69,13 @@ class Watchdog:
             self._dead(EngineError(f"a fetch has not returned for {self.stall_seconds:.0f} s"))
             return
         self._judge_commits(now)
-        for partition in list(self._state.partitions.values()):
+        partitions = list(self._state.partitions.values())
+        has_opened = False
+        for partition in partitions:
+            has_opened |= follow_gate(partition, self._state.metadata_budget)
+        if has_opened:
+            self._state.wake_all()
+        for partition in partitions:
             self._judge_blocking(partition, now)
         self._forget_gone()
 

@@ -14,6 +14,7 @@ from asyncpar.core.commits import (
     by_partition,
     draft,
     drafts,
+    follow_gate,
     is_stored,
     settle,
 )
@@ -272,6 +273,27 @@ def test_the_gate_follows_when_what_lies_above_it_is_too_long_by_itself() -> Non
         assert drafts_taken < 10
     assert queues_of(partition).start_below == ANY_OFFSET
     assert partition.acknowledged == Committed(offsets[-1] + 1, "")
+
+
+def test_the_gate_opens_without_a_commit() -> None:
+    """While no draft is made, because one waits for its answer; an open or a shut one stays as it is."""
+    handler = ReadyQueue("bill")
+    partition, budget = opened(route=handler), MetadataBudget()
+    budget.max_chars = 100
+    offsets = sorted(random.Random(4).sample(range(1_000_000), 100))
+    deliver(partition, records(*offsets))
+    assert not follow_gate(partition, budget)
+    assert draft(partition, budget) is not None
+    queues = queues_of(partition)
+    assert queues.start_below == offsets[99]
+    assert not follow_gate(partition, budget)
+    for vp in take_all(handler):
+        settle_success(vp)
+    assert follow_gate(partition, budget)
+    assert queues.start_below == ANY_OFFSET
+    assert not partition.metadata_truncated
+    queues.move_gate(NO_OFFSET)
+    assert not follow_gate(partition, budget)
 
 
 def test_a_restored_gap_near_the_cap_lets_the_fetch_fill_it() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import pytest
 
 from asyncpar import extend, headers
 from asyncpar.core.failures import FailureRules
-from asyncpar.records import CommitAnswer, Committed, RawRecord, TopicPartition
+from asyncpar.records import CommitAnswer, Committed, GroupToken, RawRecord, TopicPartition
 from asyncpar.runtime import health, watchdog
 from tests.runtime.fakes import FakeConsumer, FakeProducer, Running, handler, log, until
 
@@ -47,6 +48,39 @@ async def test_the_lease_is_the_session_timeout_less_a_margin() -> None:
             await until(lambda r=run: r.runtime.session is not None)  # type: ignore[misc]
             assert run.runtime.state.renew_lease(time.monotonic()) is held
             run.runtime.stop(now=True)
+
+
+async def test_a_gate_that_the_metadata_closed_opens_while_a_commit_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All below it is done: what was held runs, however long the broker takes for its answer."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    go, asked, answers = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeConsumer):
+        async def commit(
+            self, token: GroupToken, offsets: Mapping[TopicPartition, Committed], timeout_s: float
+        ) -> dict[TopicPartition, CommitAnswer]:
+            asked.set()
+            await answers.wait()
+            return await super().commit(token, offsets, timeout_s)
+
+    async def second_waits(record: RawRecord) -> None:
+        if record.offset == 1:
+            await go.wait()
+
+    async with Running(Slow(log("t", "a", "b", "c")), handler(second_waits, concurrency=1)) as run:
+        state = run.runtime.state
+        await until(asked.is_set)
+        await until(lambda: bool(state.pools[0].busy()))
+        queues = state.partitions[T0].queues
+        assert queues is not None
+        queues.move_gate(2)
+        go.set()
+        await until(lambda: state.pools[0].completed() == 3)
+        answers.set()
+        await run.stop()
 
 
 async def test_a_blocked_offset_is_warned_of_once_and_turns_readiness_red(
