@@ -27,6 +27,8 @@ from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.tally import count
 
 _BUSY_TICK_SECONDS = 0.05
+_STILL_TICK_SECONDS = 0.2
+"""The longest while nothing ends of what runs."""
 _IDLE_TICK_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
@@ -52,6 +54,8 @@ class Committer:
         self._closing = False
         self._failures = 0
         self._not_before = float("-inf")
+        self._ticked = (0, _BUSY_TICK_SECONDS)
+        """How many records had ended at the last busy tick, and how long that was."""
         state.on_intake = self._wake.set
 
     def close(self) -> None:
@@ -76,9 +80,15 @@ class Committer:
                 await self._commit_due()
 
     async def _tick(self, busy: bool) -> None:
-        """While something is to be done a plain tick; else until something comes in, or a longer one."""
+        """While something runs a plain tick, longer while none of it ends; else until something comes in."""
         if busy:
-            await asyncio.sleep(_BUSY_TICK_SECONDS)
+            ended, (before, pause) = self._completed(), self._ticked
+            longest = min(_STILL_TICK_SECONDS, self._state.config.commit_interval_ms / 1000)
+            pause = (
+                _BUSY_TICK_SECONDS if ended != before else max(_BUSY_TICK_SECONDS, min(2 * pause, longest))
+            )
+            self._ticked = (ended, pause)
+            await asyncio.sleep(pause)
             return
         try:
             async with asyncio.timeout(_IDLE_TICK_SECONDS):

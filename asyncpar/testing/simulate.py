@@ -6,6 +6,7 @@ that fails is shrunk and told, with the command that repeats it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -28,7 +29,6 @@ EXIT_INTERRUPTED = 130
 _SEEDS = 2**31
 _MIN_LIVES_FOR_ZEROS = 500
 _MAX_TOLD = 3
-_DEAF = (signal.SIGINT, signal.SIG_IGN)
 
 
 @click.command()
@@ -119,8 +119,7 @@ def _live_all(seeds: Sequence[int], workers: int, *, verbose: bool) -> Generator
                 outcome = live(plan_of(seed))
             yield outcome
         return
-    # Ctrl-C reaches all processes of a terminal; what becomes of the workers is for this one to say.
-    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=_DEAF) as pool:
+    with ProcessPoolExecutor(workers, initializer=_begin_worker) as pool:
         running: set[Future[Outcome]] = set()
         try:
             for seed in seeds:
@@ -133,6 +132,12 @@ def _live_all(seeds: Sequence[int], workers: int, *, verbose: bool) -> Generator
         except BaseException:
             _end_workers()
             raise
+
+
+def _begin_worker() -> None:
+    """Ctrl-C reaches all processes of a terminal; what becomes of the workers is for their parent to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # no collection between two lives looks at the modules again
 
 
 def _end_workers() -> None:

@@ -210,8 +210,8 @@ LIMITS = (
         "bytes-never-given-back",
         "The bytes of records that are done still count.",
         "core.backpressure",
-        old="self._bytes_bound = bytes_held(partitions)",
-        new="self._bytes_bound = max(self._bytes_bound, bytes_held(partitions))",
+        old="self._bytes_bound = sum(",
+        new="self._bytes_bound += sum(",
         checks=("STUCK",),
     ),
     Bug(

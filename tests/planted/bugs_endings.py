@@ -55,7 +55,7 @@ CANCELLATIONS = (
         "runtime.workers",
         old="        me.cancel_reason = None\n        while task.cancelling():",
         new="        while task.cancelling():",
-        checks=("PROBLEM",),
+        checks=("PROBLEM", "STUCK"),
     ),
     Bug(
         "revoke-cancels-nobody",
@@ -106,7 +106,7 @@ HALTS = (
         "core.failures",
         old="attempts_made >= rules.attempts",
         new="attempts_made > rules.attempts",
-        checks=("ORDER",),
+        checks=("ORDER", "DEAD LETTER"),
     ),
     Bug(
         "halt-closes-nothing",

@@ -20,7 +20,7 @@ LEAVING = (
         "refused-letter-counts-as-written",
         "A letter that its topic refuses is given up, and its record counts as done.",
         "runtime.outbox",
-        old="            return -1.0\n",
+        old="            return False\n",
         new="            pass\n",
         checks=("DEAD LETTER",),
     ),
@@ -28,7 +28,7 @@ LEAVING = (
         "letters-dropped-at-a-revoke",
         "Letters that are on their way in a drain are dropped, and their records count as done.",
         "runtime.rebalance",
-        old="        return await outbox.idle([partition.tp for partition in partitions], seconds)",
+        old="        leaving = asyncio.ensure_future(outbox.idle(names, seconds))",
         new="        for partition in partitions:\n"
         "            if partition.queues is not None:\n"
         "                for offset in outbox.waiting(partition.tp):\n"
@@ -41,7 +41,7 @@ LEAVING = (
         "drain-waits-for-no-letter",
         "A revoke and a stop do not wait for the letters that are on their way.",
         "runtime.rebalance",
-        old="        return await outbox.idle([partition.tp for partition in partitions], seconds)",
+        old="        leaving = asyncio.ensure_future(outbox.idle(names, seconds))",
         new="        return True",
         checks=("DEAD LETTER", "DUPLICATES"),
     ),

@@ -84,6 +84,27 @@ async def test_a_commit_that_is_never_answered_does_not_hold_a_revoke_for_ever()
         await run.stop()
 
 
+@pytest.mark.parametrize(("interval_ms", "longest"), [(1_000, 0.2), (100, 0.1)])
+async def test_the_committer_looks_less_often_while_nothing_ends(interval_ms: int, longest: float) -> None:
+    """Never less often than it may have to commit; the first record that ends makes it quick again."""
+    consumer = FakeConsumer(log("t", "stuck", "slow", "quick"))
+    release = {0: asyncio.Event(), 1: asyncio.Event()}
+
+    async def handle(record: RawRecord) -> None:
+        if record.offset in release:
+            await release[record.offset].wait()
+
+    async with Running(consumer, handler(handle), commit_interval_ms=interval_ms) as run:
+        await until(lambda: run.runtime.session is not None)
+        committer = run.runtime.session.committer  # type: ignore[union-attr]
+        await until(lambda: committer._ticked == (1, longest))
+        release[1].set()
+        await until(lambda: committer._ticked == (2, 0.05))
+        release[0].set()
+        await until(lambda: consumer.stored.get(T0) == Committed(3, ""))
+        await run.stop()
+
+
 async def test_commits_are_batched_not_made_per_record() -> None:
     """A thousand quick records are a handful of commits."""
     consumer = FakeConsumer(log("t", *(f"k{at % 50}" for at in range(1000))))

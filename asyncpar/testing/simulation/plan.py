@@ -15,7 +15,7 @@ from asyncpar.testing.simulation.children import ChildPlan, draw_children, with_
 
 CHAOS_SECONDS = 60.0
 """Faults and records come in the first minute; then the world heals."""
-MIN_RECORDS, MAX_RECORDS = 2_000, 2_400
+MIN_RECORDS, MAX_RECORDS = 2_000, 2_100
 MIN_FAULTS, MAX_FAULTS = 4, 14
 FULL_METADATA = 4_096
 """Kafka's own default of `offset.metadata.max.bytes`."""
