@@ -80,6 +80,7 @@ def _run(
             totals.add(outcome)
             if not outcome.is_ok:
                 failures.append(outcome)
+                click.echo(f"\nlife {outcome.seed}: {outcome.problems[0]}", err=True)
             bar.update(1)
     took = time.monotonic() - begin
     for outcome in sorted(failures, key=lambda one: one.seed)[:_MAX_TOLD]:
@@ -119,11 +120,13 @@ def _live_all(seeds: Sequence[int], workers: int, *, verbose: bool) -> Generator
                 outcome = live(plan_of(seed))
             yield outcome
         return
-    with ProcessPoolExecutor(workers, initializer=_begin_worker) as pool:
+    # With what is imported frozen, no collection of garbage looks at it again.
+    with ProcessPoolExecutor(workers, initializer=gc.freeze) as pool:
         running: set[Future[Outcome]] = set()
         try:
             for seed in seeds:
-                running.add(pool.submit(_live_briefly, seed))
+                with _undisturbed():
+                    running.add(pool.submit(_live_briefly, seed))
                 if len(running) >= 4 * workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (one.result() for one in done)
@@ -134,10 +137,17 @@ def _live_all(seeds: Sequence[int], workers: int, *, verbose: bool) -> Generator
             raise
 
 
-def _begin_worker() -> None:
-    """Ctrl-C reaches all processes of a terminal; what becomes of the workers is for their parent to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()  # no collection between two lives looks at the modules again
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits; a worker that starts meanwhile is deaf to it for good: its end is not its own to say.
+
+    A pool that is interrupted while it starts its workers can neither go on nor be shut down.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers() -> None:
