@@ -10,6 +10,7 @@ FAULTS ?= 1000
 TIMES ?= 50
 MINUTES ?= 30
 WORKLOAD ?= p1
+PROCESSES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -38,7 +39,7 @@ bench: $(STAMP)  ## measure this machine (WORKLOAD=p1, p4, p7); every figure wit
 # --- to trust it -----------------------------------------------------------------------------------
 
 test: $(STAMP)  ## every test; those against a real Kafka need Java 17 and Maven, or ASYNCPAR_TEST_BOOTSTRAP
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) --dist=loadfile
 
 unit: $(STAMP)  ## the tests that need no Kafka
 	@$(BIN)/python -m pytest -m "not broker"
