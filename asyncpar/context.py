@@ -19,6 +19,8 @@ Reader: TypeAlias = Callable[[RawRecord], object]
 """Reads one argument from a record; raises DecodeError only."""
 
 _LOGGER = logging.getLogger("asyncpar.handler")
+_warned: set[str] = set()
+"""Functions that were called outside of a call, which is said once each."""
 
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
@@ -40,26 +42,35 @@ CALL: ContextVar[RunningCall] = ContextVar("asyncpar_call")
 def heartbeat() -> None:
     """Tell asyncpar that this handler call is alive: its `timeout_ms` begins anew. Cheap; from any thread.
 
-    A call without a time-out needs none. Raises RuntimeError outside of a handler call.
+    Does nothing for a call without a time-out, nor outside of any call that asyncpar made, so that a unit
+    test may call the handler itself. A thread that the handler starts on its own is outside too, unless it
+    runs in a copy of the handler's context: the first time a warning is logged.
     """
-    _running_call("heartbeat").extend(None)
+    _extend_running_call("heartbeat", None)
 
 
 def extend(milliseconds: int) -> None:
     """Let this handler call run for `milliseconds` from now on, if that is longer than it may already.
 
-    Raises RuntimeError outside of a handler call, ValueError for less than 1 ms.
+    Outside of a call as for `heartbeat`. Raises ValueError for less than 1 ms.
     """
     if type(milliseconds) is not int or milliseconds < 1:
         raise ValueError(f"extend: {milliseconds!r} must be a whole number of milliseconds, at least 1")
-    _running_call("extend").extend(milliseconds)
+    _extend_running_call("extend", milliseconds)
 
 
-def _running_call(name: str) -> RunningCall:
+def _extend_running_call(name: str, milliseconds: int | None) -> None:
     call = CALL.get(None)
-    if call is None:
-        raise RuntimeError(f"asyncpar.{name}() is for handlers: no handler call runs here")
-    return call
+    if call is not None:
+        call.extend(milliseconds)
+    elif name not in _warned:
+        _warned.add(name)
+        _LOGGER.warning(
+            "asyncpar.%s() does nothing here: it is not within a call that asyncpar made. That is right "
+            "in a test that calls a handler itself; a thread that a handler starts has to be run by "
+            "contextvars.copy_context().run",
+            name,
+        )
 
 
 @dataclass(frozen=True, slots=True)

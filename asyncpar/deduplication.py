@@ -72,7 +72,8 @@ class Deduplicate:
     after the handler succeeded: the record is done, because failing it would run it again for certain; it
     is logged, and runs again if it is delivered again.
 
-    Raises ConfigurationError for times that are no whole number of milliseconds from 1 to ten years.
+    Raises ConfigurationError for a `key` that is no function, and for times that are no whole number of
+    milliseconds from 1 to ten years.
     """
 
     def __init__(
@@ -85,6 +86,12 @@ class Deduplicate:
         store_timeout_ms: int = 2_000,
         name: str = "",
     ) -> None:
+        given: object = key
+        if not callable(given) or isinstance(given, type):
+            raise ConfigurationError(
+                f"Deduplicate: key={key!r} must be a function of the record that returns its key, such as "
+                "lambda record: record.key"
+            )
         for knob, value in (
             ("ttl_ms", ttl_ms),
             ("lease_ms", lease_ms),

@@ -46,6 +46,7 @@ from typing import Literal, TypeAlias
 
 from asyncpar.records import TopicPartition
 
+_LONGEST_DELAY_MS = 2**31 - 1
 PublishReason: TypeAlias = Literal["unreachable", "unknown_topic", "too_large", "forbidden", "other"]
 
 
@@ -246,20 +247,23 @@ class RetryAfter(Retryable):
     """Raised by a handler: run the record again in `delay_ms` milliseconds.
 
     It counts as an attempt, unless `is_free` is set (in a subclass, say, for what is nobody's failure).
-    Raises ValueError for a delay that is negative or no whole number.
+    Raises ValueError for a delay that is no number of milliseconds from 0 to 24 days.
     """
 
     is_free = False
-    delay_ms: int | None = None
+    delay_ms: float | None = None
     """None, in a subclass that does not call this class's `__init__`: the usual delay."""
 
-    def __init__(self, message: str = "", *, delay_ms: int) -> None:
-        if type(delay_ms) is not int or delay_ms < 0:
+    def __init__(self, message: str = "", *, delay_ms: float) -> None:
+        given: object = delay_ms
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        if not is_number or not 0 <= delay_ms <= _LONGEST_DELAY_MS:
             raise ValueError(
-                f"RetryAfter: delay_ms={delay_ms!r} must be a whole number of milliseconds, 0 or more"
+                f"RetryAfter: delay_ms={delay_ms!r} must be a number of milliseconds from 0 to "
+                f"{_LONGEST_DELAY_MS} (24 days)"
             )
         self.delay_ms = delay_ms
-        super().__init__(message or f"again in {delay_ms} ms")
+        super().__init__(message or f"again in {delay_ms:g} ms")
 
 
 class Permanent(Exception):  # noqa: N818 - as above

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from asyncpar.core.failures import FailureRules
@@ -17,7 +17,7 @@ from asyncpar.executors.app_executors import AppExecutors
 from asyncpar.executors.invoke import invocation
 from asyncpar.executors.process_rules import BridgeRules
 from asyncpar.middleware import Middleware
-from asyncpar.policies import Default, Retry, delay_of
+from asyncpar.policies import Default, Retry, delay_of, suggestion
 from asyncpar.ports import Subscription
 from asyncpar.records import RawRecord
 from asyncpar.runtime.handlers import Admissions, Handler
@@ -25,6 +25,7 @@ from asyncpar.runtime.letters import dead_letter_topics
 from asyncpar.settings import Settings, default_concurrency, usable_cores
 from asyncpar.settings_sources import Loaded
 from asyncpar.signatures import CallPlan, plan_call
+from asyncpar.topic_graph import Way, check_ways, written_by
 from asyncpar.topics import TopicSpec, order_key_function
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class DeclaredHandler:
     timeout_ms: int | None
     children: Children | None = None
     """None: it runs in this process."""
+    pattern: str | None = None
+    """Its pattern, without the topics that the app writes what fails to."""
 
     @property
     def attempts(self) -> int | None:
@@ -80,7 +83,7 @@ def declare_groups(
     """The groups of `specs`, by name. Raises ConfigurationError for what contradicts itself."""
     if not specs:
         raise ConfigurationError("no handler: decorate a function with @topic(...) and include it in the app")
-    specs = _with_tables(specs, loaded.handlers)
+    specs = [_with_table(spec, loaded) for spec in _known_tables(specs, loaded)]
     _check_names(specs)
     by_group: dict[str, list[DeclaredHandler]] = {}
     for spec in specs:
@@ -94,18 +97,31 @@ def declare_groups(
     for group, handlers in by_group.items():
         _check_conflicts(group, [handler.spec for handler in handlers])
     return [
-        DeclaredGroup(group, tuple(handlers), _subscription(handlers)) for group, handlers in by_group.items()
+        DeclaredGroup(group, tuple(handlers), _subscription(handlers))
+        for group, handlers in _without_own_topics(by_group).items()
     ]
 
 
-def _with_tables(specs: Sequence[TopicSpec], tables: Mapping[str, Mapping[str, object]]) -> list[TopicSpec]:
-    names = {spec.name for spec in specs}
-    for name in tables:
+def _known_tables(specs: Sequence[TopicSpec], loaded: Loaded) -> Sequence[TopicSpec]:
+    """`specs` as they are. SettingError for a table of a handler that is not among them."""
+    names = sorted({spec.name for spec in specs})
+    for name in loaded.handlers:
         if name not in names:
-            raise SettingError(
-                f'table [handlers."{name}"]: no handler has this name; known: {", ".join(sorted(names))}'
-            )
-    return [spec.override(**tables[spec.name]) if spec.name in tables else spec for spec in specs]
+            near = suggestion(name, names)
+            raise SettingError(f"{loaded.handler_origin(name)}: no handler has this name; {near}")
+    return specs
+
+
+def _with_table(spec: TopicSpec, loaded: Loaded) -> TopicSpec:
+    """`spec` with what the file says of it. HandlerError says where in the file."""
+    if spec.name not in loaded.handlers:
+        return spec
+    table = loaded.handlers[spec.name]
+    try:
+        return spec.override(_engine_wide_retry(loaded.settings), **table)
+    except HandlerError as error:
+        key = next((key for key in table if re.search(rf"\b{re.escape(key)}\b", str(error))), "")
+        raise HandlerError(f"{loaded.handler_origin(spec.name, key)}: {error}") from None
 
 
 def _check_names(specs: Sequence[TopicSpec]) -> None:
@@ -117,13 +133,19 @@ def _check_names(specs: Sequence[TopicSpec]) -> None:
             raise HandlerError(f"{spec.where}: another function has the same name; give one of them name=...")
 
 
+def _engine_wide_retry(settings: Settings) -> Retry:
+    """Of handlers that declare none."""
+    attempts = Default.ATTEMPTS if settings.retry_attempts is None else settings.retry_attempts
+    return Retry(attempts, settings.retry_base_ms, settings.retry_max_ms)
+
+
 def _declare(
     spec: TopicSpec, group: str, settings: Settings, process_lifespan: ProcessLifespan | None
 ) -> DeclaredHandler:
-    attempts = Default.ATTEMPTS if settings.retry_attempts is None else settings.retry_attempts
-    retry = spec.retry or Retry(attempts, settings.retry_base_ms, settings.retry_max_ms)
-    dead_letter = spec.dead_letter or settings.dead_letter
+    retry = spec.retry or _engine_wide_retry(settings)
+    dead_letter = settings.dead_letter if spec.dead_letter is None else spec.dead_letter or None
     _check_needs(spec, dead_letter)
+    _check_breaker(spec, retry, settings)
     plan = plan_call(spec, group=group)
     timeout_ms = spec.timeout_ms or settings.timeout_ms
     children = None
@@ -179,6 +201,24 @@ def _check_needs(spec: TopicSpec, dead_letter: str | None) -> None:
         )
 
 
+def _check_breaker(spec: TopicSpec, retry: Retry, settings: Settings) -> None:
+    """A breaker waits out an outage: what would give records up meanwhile is refused beside it."""
+    if spec.breaker is None:
+        return
+    if settings.on_blocked == "dead_letter" and settings.max_blocking_duration_ms:
+        raise HandlerError(
+            f'{spec.where}: a breaker and on_blocked="dead_letter" exclude each other: the one waits an '
+            'outage out, the other gives up what waits; set on_blocked to "warn" or "cancel", or leave '
+            "breaker= out"
+        )
+    if retry.max_age_ms is not None and retry.max_age_ms <= spec.breaker.max_open_ms:
+        raise HandlerError(
+            f"{spec.where}: max_age_ms={retry.max_age_ms} is not above its breaker's "
+            f"max_open_ms={spec.breaker.max_open_ms}: records would get too old between two probes; make "
+            "max_age_ms longer than any outage, or leave it out"
+        )
+
+
 def check_leases(groups: Sequence[DeclaredGroup], middlewares: Sequence[Middleware]) -> None:
     """A middleware that claims a record for `lease_ms` needs calls that end before. Raises HandlerError."""
     for lease_ms in (getattr(one, "lease_ms", None) for one in middlewares):
@@ -207,25 +247,35 @@ def _check_conflicts(group: str, specs: Sequence[TopicSpec]) -> None:
             )
 
 
+def _without_own_topics(
+    by_group: Mapping[str, Sequence[DeclaredHandler]],
+) -> dict[str, list[DeclaredHandler]]:
+    """All handlers, with patterns that match no topic that the app itself writes. Raises HandlerError."""
+    ways = [
+        Way(spec.name, group, spec.topics, spec.pattern, spec.retry_topics, handler.dead_letter)
+        for group, handlers in by_group.items()
+        for handler, spec in ((handler, handler.spec) for handler in handlers)
+    ]
+    check_ways(ways)
+    written = "|".join(written_by(ways))
+
+    def narrowed(handler: DeclaredHandler) -> DeclaredHandler:
+        pattern = handler.spec.pattern
+        if pattern is None or not written:
+            return replace(handler, pattern=pattern)
+        return replace(handler, pattern=f"(?!(?:{written})$)(?:{pattern})")
+
+    return {group: [narrowed(handler) for handler in handlers] for group, handlers in by_group.items()}
+
+
 def _subscription(handlers: Sequence[DeclaredHandler]) -> Subscription:
     specs = [handler.spec for handler in handlers]
     topics = frozenset(topic for spec in specs for topic in (*spec.topics, *spec.retry_topics))
-    patterns = [pattern for handler in handlers if (pattern := _pattern(handler)) is not None]
+    patterns = [handler.pattern for handler in handlers if handler.pattern is not None]
     if not patterns:
         return Subscription(topics)
     parts = [re.escape(topic) for topic in sorted(topics)] + [f"(?:{pattern})" for pattern in patterns]
     return Subscription(topics, re.compile(f"^(?:{'|'.join(parts)})$"))
-
-
-def _pattern(handler: DeclaredHandler) -> str | None:
-    """The pattern of `handler`, which the topics that it writes to itself never match."""
-    pattern, dead_letter = handler.spec.pattern, handler.dead_letter
-    if pattern is None:
-        return None
-    own = [re.escape(name) for name in handler.spec.retry_topics]
-    if dead_letter is not None:
-        own.append(f"{'.*' if dead_letter.startswith('.') else ''}{re.escape(dead_letter)}")
-    return f"(?!(?:{'|'.join(own)})$)(?:{pattern})" if own else pattern
 
 
 def build_handlers(
@@ -250,7 +300,7 @@ def _build(
         name=spec.name,
         topics=(*spec.topics, *spec.retry_topics),
         retry_topics=tuple((name, delay_of(spec.where, name)) for name in spec.retry_topics),
-        pattern=None if (pattern := _pattern(declared)) is None else re.compile(pattern),
+        pattern=None if declared.pattern is None else re.compile(declared.pattern),
         executor=executor,
         concurrency=declared.concurrency,
         invoke=call.invoke,
@@ -288,9 +338,9 @@ def _admissions(spec: TopicSpec) -> Admissions | None:
         poison=spec.poison_keys,
         rate=spec.rate_limit,
         key_rate=spec.key_rate_limit,
-        honours_delays=spec.delayed or bool(spec.retry_topics),
+        honours_delays=spec.delayed,
     )
-    return None if rules == Admissions() else rules
+    return None if rules == Admissions() and not spec.retry_topics else rules
 
 
 def _classes(given: type[Exception] | tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:

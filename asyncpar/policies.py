@@ -19,6 +19,7 @@ from asyncpar.core.breaker import BreakerRules
 from asyncpar.core.dead_letter_budget import BudgetRules
 from asyncpar.core.poison import PoisonRules
 from asyncpar.core.rate_limit import RateRules
+from asyncpar.core.rule_checks import MOST
 from asyncpar.errors import HandlerError
 from asyncpar.records import OnError
 
@@ -36,6 +37,8 @@ class Default(enum.Enum):
 
 
 ATTEMPTS_WITH_DEAD_LETTERS: Final = 5
+_BURST_OF_A_TENTH: Final = 0
+"""Stands for a burst that was not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Retry:
         max_ms: the longest delay.
         backoff: how delays grow: "fixed", "linear", "exponential", "exp_full_jitter" (default: chance between
             0 and the exponential delay), "exp_equal_jitter" (between half of it and all of it).
-        max_age_ms: no attempt begins later than this after the first failure; None: no limit.
+        max_age_ms: no attempt begins later than this after the first failure; None: no limit. Not below
+            `base_ms`; with a breaker above its `max_open_ms`.
         on: only these exceptions are tried again, others are given up at once; (): all are.
         not_on: these are given up at once.
     """
@@ -76,6 +80,12 @@ class Retry:
         check_choice("Retry", "backoff", self.backoff, get_args(Backoff))
         if self.max_age_ms is not None:
             check_count("Retry", "max_age_ms", self.max_age_ms, "milliseconds, or None for no limit")
+            if self.max_age_ms < self.base_ms:
+                refuse(
+                    "Retry",
+                    f"max_age_ms={self.max_age_ms} is below base_ms={self.base_ms}: a record would be too "
+                    "old before its first retry; raise max_age_ms or lower base_ms",
+                )
         for name in ("on", "not_on"):
             given = getattr(self, name)
             object.__setattr__(self, name, _error_types(name, given))
@@ -153,9 +163,18 @@ class RateLimit(_Declared, RateRules):
 
     Args:
         per_second: calls, 0.000001 to 1e9.
-        burst: calls that may start at once after a pause.
+        burst: calls that may start at once after a pause; 1 spaces them evenly. 0 (default): what
+            `per_second` brings in a tenth of a second, and at least 1.
         max_keys: for limits by key: how many keys in use are remembered.
     """
+
+    burst: int = _BURST_OF_A_TENTH
+
+    def __post_init__(self) -> None:
+        rate: object = self.per_second
+        if self.burst is _BURST_OF_A_TENTH and isinstance(rate, int | float) and 0 < rate < MOST:
+            object.__setattr__(self, "burst", max(1, int(rate / 10)))
+        _Declared.__post_init__(self)
 
 
 def _error_types(name: str, given: object) -> tuple[type[Exception], ...]:
@@ -201,7 +220,10 @@ def delay_of(where: str, topic: str) -> float:
     found = _DELAY.fullmatch(topic)
     if found is None or not int(found[1]):
         refuse(where, f"retry topic {topic!r} must end with its delay: .500ms, .5s, .10m or .1h")
-    return int(found[1]) * _UNITS[found[2]]
+    seconds = int(found[1]) * _UNITS[found[2]]
+    if seconds * 1000 > MOST:
+        refuse(where, f"retry topic {topic!r} has a delay of more than {MOST} ms (24 days); shorten it")
+    return seconds
 
 
 def check_kind(where: str, name: str, value: object, kind: type, example: str) -> None:
@@ -239,7 +261,10 @@ def check_choice(where: str, name: str, value: object, allowed: tuple[str, ...])
         refuse(where, f"{name}={value!r} is unknown; {near}")
 
 
-def check_count(where: str, name: str, value: object, unit: str) -> None:
-    """`value` is a whole number of at least 1. Raises HandlerError."""
+def check_count(where: str, name: str, value: object, unit: str, most: int = MOST) -> None:
+    """`value` is a whole number from 1 to `most`; `unit` says of what. Raises HandlerError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         refuse(where, f"{name}={value!r} must be a whole number of at least 1 ({unit})")
+    if value > most:
+        shown = value if value < 10**20 else "a number of more than 20 digits"
+        refuse(where, f"{name}={shown} must be a whole number from 1 to {most} ({unit})")

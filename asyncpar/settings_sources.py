@@ -19,6 +19,7 @@ from dotenv.parser import parse_stream
 from asyncpar.errors import SettingError
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_checks import check_names, checked, contradictions, nearest, parsed, suggestion
+from asyncpar.settings_handlers import places
 
 PREFIX = "ASYNCPAR_"
 ENVIRONMENT_VARIABLE = "ASYNCPAR_ENV"
@@ -77,7 +78,8 @@ class Loaded:
     """The settings of a run, and where each one came from.
 
     `origins` has every knob; a knob nobody set has the origin `default`. `handlers` holds the TOML
-    tables `[handlers."name"]` as written; the App checks and applies them. `warnings` are for the log.
+    tables `[handlers."name"]` as written; the App checks and applies them; `handler_origins` says where each
+    key of them stands. `warnings` are for the log.
     """
 
     settings: Settings
@@ -85,6 +87,13 @@ class Loaded:
     handlers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     toml: Path | None = None
+    handler_origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def handler_origin(self, handler: str, key: str = "") -> str:
+        """Where the file says `key` of `handler`; without a key, where its table begins."""
+        known = self.handler_origins.get(handler, {})
+        where = known.get(key) or known.get("") or self.toml or "settings"
+        return f'{where}, [handlers."{handler}"]'
 
     def is_explicit(self, name: str) -> bool:
         """True when somebody chose the value of knob `name`: it is neither default nor profile."""
@@ -144,7 +153,8 @@ def load(
                 values[name], origins[name] = value, f"profile {profile}"
     settings = _together(values, origins)
     warnings = _unknown_variables({**file_env, **env})
-    return Loaded(settings, origins, document.handlers(environment), warnings, path)
+    found = places(document.name, document.text, environment)
+    return Loaded(settings, origins, document.handlers(environment), warnings, path, found)
 
 
 def _strongest(sources: Sequence[_Source]) -> tuple[dict[str, object], dict[str, str]]:
@@ -245,12 +255,14 @@ class _Document:
 
     name: str
     tables: Mapping[str, object]
+    text: str = ""
 
     @classmethod
     def read(cls, path: Path) -> _Document:
         """The file with every name in it checked. Raises SettingError."""
         try:
-            document = cls(str(path), tomllib.loads(path.read_text(encoding="utf-8-sig")))
+            text = path.read_text(encoding="utf-8-sig")
+            document = cls(str(path), tomllib.loads(text), text)
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"{path} cannot be read: {_reason(error)}; check the path") from None
         except tomllib.TOMLDecodeError as error:

@@ -82,11 +82,13 @@ def check_callable(where: str, name: str, function: object, *, may_be_async: boo
 
 
 def check_dead_letter(where: str, dead_letter: object, topics: Sequence[str]) -> None:
-    """None, a suffix, or a topic that the handler does not read. Raises HandlerError."""
-    if dead_letter is None:
+    """None, False, a suffix, or a topic that the handler does not read. Raises HandlerError."""
+    if dead_letter is None or dead_letter is False:
         return
-    check_word(where, "dead_letter", dead_letter)
-    assert isinstance(dead_letter, str)
+    if not isinstance(dead_letter, str) or not dead_letter:
+        refuse(
+            where, f'dead_letter={dead_letter!r} must be a topic, a suffix such as ".dlq", or False for none'
+        )
     if dead_letter.startswith("."):
         check_topics(where, [f"{name}{dead_letter}" for name in topics] or [f"topic{dead_letter}"])
         return
@@ -97,12 +99,15 @@ def check_dead_letter(where: str, dead_letter: object, topics: Sequence[str]) ->
         )
 
 
-def check_retry_topics(where: str, given: object, topics: Sequence[str], dead_letter: str | None) -> None:
+def check_retry_topics(where: str, given: object, topics: Sequence[str], dead_letter: object) -> None:
     """Names with a delay, none of them read or written otherwise. Raises HandlerError."""
     if not isinstance(given, tuple):
         refuse(where, f'retry_topics={given!r} must be a list of topics, such as ["orders.retry.5s"]')
     check_topics(where, given)
     for name in given:
+        if name.startswith("."):
+            whole = f"{topics[0] if topics else 'orders'}{name}"
+            refuse(where, f"retry topic {name!r} is no suffix, but a whole name; write {whole!r}")
         delay_of(where, name)
         if name in topics or name == dead_letter:
             refuse(where, f"retry topic {name!r} has another use already; give it a topic of its own")

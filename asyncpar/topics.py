@@ -103,7 +103,7 @@ class TopicSpec:
     retry: Retry | None = None
     timeout_ms: int | None = None
     on_error: Mapping[type[Exception], OnError] | None = None
-    dead_letter: str | None = None
+    dead_letter: str | Literal[False] | None = None
     dead_letter_payload: DeadLetterPayload = "full"
     dead_letter_budget: DeadLetterBudget | None = None
     retry_topics: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class TopicSpec:
             check_choice(where, name, getattr(self, name), allowed)
         check_order(where, self.order)
         if self.concurrency is not None:
-            check_count(where, "concurrency", self.concurrency, "calls at a time")
+            check_count(where, "concurrency", self.concurrency, "calls at a time", most=100_000)
         self._check_failures()
         check_callable(where, "match", self.match, may_be_async=False)
         check_callable(where, "decoder", self.decoder, may_be_async=True)
@@ -155,9 +155,11 @@ class TopicSpec:
         check_dead_letter(where, self.dead_letter, self.topics)
         check_retry_topics(where, self.retry_topics, self.topics, self.dead_letter)
         check_flag(where, "delayed", self.delayed)
-        if self.key_rate_limit is not None and self.order == "unordered":
+        if self.key_rate_limit is not None and self.order in ("unordered", "partition"):
             refuse(
-                where, 'key_rate_limit needs an order, by which keys are known; order="unordered" has none'
+                where,
+                f'key_rate_limit needs an order by which keys are known, and order="{self.order}" has none; '
+                'write order="key" or a function, or use rate_limit',
             )
         for name, (kind, example) in _POLICIES.items():
             check_kind(where, name, getattr(self, name), kind, example)
@@ -174,11 +176,11 @@ class TopicSpec:
             return "async"
         return "process" if self.executor == "process" else "thread"
 
-    def override(self, **values: object) -> TopicSpec:
+    def override(self, engine_wide: Retry | None = None, /, **values: object) -> TopicSpec:
         """A copy with the values of a settings table (keys: `OVERRIDABLE`), checked like the decorator's.
 
-        `attempts`, `base_ms` and `max_ms` change `retry`. Raises HandlerError for an unknown key or an
-        illegal value.
+        The keys of a `Retry` change `retry`; where that is None, `engine_wide`. Raises HandlerError for an
+        unknown key or an illegal value.
         """
         for key in values:
             if key not in OVERRIDABLE:
@@ -187,7 +189,7 @@ class TopicSpec:
         changes: dict[str, Any] = {key: value for key, value in values.items() if key not in retry}
         if retry:
             try:
-                changes["retry"] = dataclasses.replace(self.retry or Retry(), **retry)
+                changes["retry"] = dataclasses.replace(self.retry or engine_wide or Retry(), **retry)
             except HandlerError as error:
                 raise HandlerError(f"{self.where}: {error}") from None
         return dataclasses.replace(self, given=self.given | changes.keys(), **changes)
@@ -238,7 +240,7 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
     retry: Retry | None = None,
     timeout_ms: int | None = None,
     on_error: Mapping[type[Exception], OnError] | None = None,
-    dead_letter: str | None = None,
+    dead_letter: str | Literal[False] | None = None,
     dead_letter_payload: DeadLetterPayload = "full",
     dead_letter_budget: DeadLetterBudget | None = None,
     retry_topics: Sequence[str] = (),
@@ -275,7 +277,7 @@ def topic(  # noqa: PLR0913 - one keyword per property of a handler
         timeout_ms: a call that runs for longer is cancelled, and has failed. `heartbeat()` begins it anew.
         on_error: by exception class (the nearest counts): "retry", "dead_letter", "skip" or "halt".
         dead_letter: topic for records that are given up, or a suffix such as ".dlq" of their own topic's
-            name; without one their partition halts.
+            name; without one their partition halts. False: none, also where the settings give one.
         dead_letter_payload: "full", or "metadata_only" to leave their values out.
         dead_letter_budget: how many records may become dead letters; the next ones wait.
         retry_topics: topics that a record travels through when its attempts (one, if `retry` does not say)

@@ -25,7 +25,7 @@ Counters start at 0 with the process.
 
 Histograms measure seconds, in {len(HISTOGRAM_BOUNDS)} buckets at powers of two, from
 {HISTOGRAM_BOUNDS[0] * 1e6:.2f} microseconds to {HISTOGRAM_BOUNDS[-1]:.0f} seconds. `App.metrics()` returns
-the same values, without the prefix.
+the same values, without the prefix. [What to alert on](alerts.md) has rules that use them.
 
 | metric | kind | labels | what it says |
 |---|---|---|---|

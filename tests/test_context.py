@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from asyncpar.context import Context, Header, Key, markers_of
+from asyncpar import context as context_module
+from asyncpar.context import Context, Header, Key, extend, heartbeat, markers_of
 
 
 def test_a_context_can_be_made_by_a_unit_test() -> None:
@@ -61,3 +62,20 @@ def test_markers_are_values() -> None:
     assert Header("x") == Header("x") != Header("y")
     assert Key() == Key()
     assert markers_of(int) == []
+
+
+def test_outside_of_a_call_there_is_nothing_to_extend(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test may call a handler as it is; one line says so, once. What is no time is refused."""
+    monkeypatch.setattr(context_module, "_warned", set())
+    for _ in range(3):
+        heartbeat()
+        extend(5)
+    assert [line.partition(" does nothing here")[0] for line in caplog.messages] == [
+        "asyncpar.heartbeat()",
+        "asyncpar.extend()",
+    ]
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="at least 1"):
+            extend(bad)  # type: ignore[arg-type]

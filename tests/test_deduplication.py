@@ -261,6 +261,13 @@ async def test_what_is_no_key_fails_the_attempt(key: Any, error: type[Exception]
     assert (handler.calls, store.told) == (0, [])
 
 
+@pytest.mark.parametrize("key", ["payment_id", str, None])
+def test_a_key_that_is_no_function_is_refused(key: Any) -> None:
+    """At once, and not by every record that comes; a class is no function of a record's key either."""
+    with pytest.raises(ConfigurationError, match="Deduplicate: key=.* must be a function of the record"):
+        Deduplicate(key=key, ttl_ms=1_000)
+
+
 @pytest.mark.parametrize("knob", ["ttl_ms", "lease_ms", "store_timeout_ms"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None, 10**12])
 def test_times_that_are_none_are_refused(knob: str, value: Any) -> None:

@@ -95,7 +95,7 @@ def test_effective_values_go_from_table_to_decorator_to_settings_to_defaults() -
     table: dict[str, dict[str, object]] = {"bill": {"concurrency": 9, "attempts": 4}}
     (group,) = declare(own, group="g", concurrency=7, handlers=table)
     assert (group.handlers[0].concurrency, group.handlers[0].retry.attempts) == (9, 4)
-    with pytest.raises(SettingError, match="no handler has this name"):
+    with pytest.raises(SettingError, match="no handler has this name; did you mean 'bill'"):
         declare(own, group="g", handlers={"bil": {"concurrency": 9}})
 
 
@@ -132,8 +132,7 @@ def test_dead_letters_change_the_default_of_attempts() -> None:
     assert [one.metadata_only for one in (a, b, c, d)] == [False, True, False, False]
     assert d.retry_topics == (("d.retry.5s", 5.0), ("d.retry.2m", 120.0))
     assert d.takes("d.retry.5s")
-    assert d.admissions is not None
-    assert d.admissions.honours_delays
+    assert d.admissions == Admissions(), "a gate, for the due times of its retry topics"
     assert group.subscription.topics == {"a", "b", "c", "d", "d.retry.5s", "d.retry.2m"}
 
 
@@ -143,6 +142,37 @@ def test_settings_give_time_outs_and_dead_letters_to_handlers_without_their_own(
     (group,) = declare(spec(one, "a"), own, group="g", timeout_ms=1_000, dead_letter=".dlq")
     assert [one.timeout_seconds for one in rules_of(group)] == [1.0, 0.05]
     assert [one.dead_letter for one in rules_of(group)] == [".dlq", "mine"]
+
+
+def test_a_handler_may_have_no_dead_letters_although_the_settings_give_some() -> None:
+    """False in the decorator, or in its table; then it tries for ever, and halts."""
+    in_table: dict[str, dict[str, object]] = {"a": {"dead_letter": False}}
+    for mine, tables in ((spec(one, "a", dead_letter=False), {}), (spec(one, "a", name="a"), in_table)):
+        (group,) = declare(mine, spec(two, "b"), handlers=tables, group="g", dead_letter=".dlq")
+        assert [one.dead_letter for one in rules_of(group)] == [None, ".dlq"]
+        assert [one.rules.attempts for one in rules_of(group)] == [None, 5]
+
+
+def test_a_table_that_changes_one_value_of_a_retry_leaves_the_others_to_the_settings() -> None:
+    """Of a handler that declares none."""
+    table: dict[str, dict[str, object]] = {"a": {"max_ms": 9_000}}
+    values = {"retry_attempts": 7, "retry_base_ms": 1_000}
+    (group,) = declare(spec(one, "a", name="a"), handlers=table, group="g", **values)
+    rules = rules_of(group)[0].rules
+    assert (rules.attempts, rules.base_ms, rules.max_ms) == (7, 1_000, 9_000)
+
+
+def test_a_breaker_stands_beside_nothing_that_gives_records_up_in_an_outage() -> None:
+    """`on_blocked="dead_letter"`, and an age that passes while it is open, are refused with the fix."""
+    guarded = spec(one, "a", breaker=Breaker(), dead_letter=".dlq")
+    with pytest.raises(HandlerError, match='set on_blocked to "warn" or "cancel", or leave breaker= out'):
+        declare(guarded, group="g", on_blocked="dead_letter")
+    declare(guarded, group="g", on_blocked="dead_letter", max_blocking_duration_ms=0)
+    declare(guarded, group="g", on_blocked="cancel")
+    aging = spec(one, "a", breaker=Breaker(max_open_ms=30_000), retry=Retry(max_age_ms=30_000))
+    with pytest.raises(HandlerError, match="max_age_ms=30000 is not above its breaker's max_open_ms=30000"):
+        declare(aging, group="g")
+    declare(spec(one, "a", breaker=Breaker(), retry=Retry(max_age_ms=3_600_000)), group="g")
 
 
 def test_what_a_declaration_says_about_failures_reaches_the_runtime() -> None:
@@ -157,7 +187,7 @@ def test_what_a_declaration_says_about_failures_reaches_the_runtime() -> None:
         "rate_limit": RateLimit(per_second=3, burst=1),
         "key_rate_limit": RateLimit(per_second=1, burst=1),
     }
-    retry = Retry(backoff="fixed", max_age_ms=9, on=OSError, not_on=(PermissionError,))
+    retry = Retry(backoff="fixed", base_ms=1, max_age_ms=60_001, on=OSError, not_on=(PermissionError,))
     on_error = {ValueError: "dead_letter"}
     full = spec(one, "a", dead_letter=".dlq", retry=retry, on_error=on_error, delayed=True, **policies)
     (group,) = declare(full, group="g")
@@ -173,7 +203,7 @@ def test_what_a_declaration_says_about_failures_reaches_the_runtime() -> None:
     rules = handler.rules
     assert (rules.backoff, rules.max_age_ms, rules.on, rules.not_on) == (
         "fixed",
-        9,
+        60_001,
         (OSError,),
         (PermissionError,),
     )

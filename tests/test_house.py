@@ -175,6 +175,39 @@ def test_metrics_that_the_docs_mention_exist() -> None:
     assert mentioned <= names
 
 
+def test_every_public_name_is_on_the_api_page() -> None:
+    """By its own entry, or with its whole module."""
+    entries = set(re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name: getattr(asyncpar, name) for name in asyncpar.__all__ if name != "__version__"}
+    missing = [
+        name
+        for name, value in named.items()
+        if not {f"{value.__module__}.{value.__qualname__}", value.__module__} & entries
+    ]
+    assert missing == []
+
+
+def test_queries_of_the_docs_name_metrics_and_labels_that_exist() -> None:
+    """Each PromQL expression asks for exported series by labels that they carry."""
+    text = (DOCS / "alerts.md").read_text(encoding="utf-8")
+    queries = [
+        *re.findall(r"^ +expr: (.*)$", text, re.MULTILINE),
+        *re.findall(r"`(\w+[^`]*\(.*?asyncpar_.*?)`", text),
+    ]
+    labels = {f"asyncpar_{one.name}": {*one.labels, "instance"} for one in REGISTRY}
+    labels |= {
+        f"asyncpar_{one.name}_bucket": {*one.labels, "le"} for one in REGISTRY if one.kind == "histogram"
+    }
+    assert len(queries) > 20
+    for query in queries:
+        named = re.findall(r"\basyncpar_\w+", query)
+        assert named, query
+        asked = re.findall(r"(\w+)=~?\"", query)
+        asked += [one for group in re.findall(r" by \(([^)]*)\)", query) for one in group.split(", ")]
+        for name in named:
+            assert set(asked) <= labels[name], query
+
+
 def test_generated_pages_are_current() -> None:
     """Settings and metrics pages are what the code says; `make pages` writes them."""
     spec = importlib.util.spec_from_file_location("asyncpar_docs_generate", DOCS / "generate.py")

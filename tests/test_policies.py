@@ -8,7 +8,7 @@ import pytest
 
 from asyncpar.core.backoff import BACKOFFS
 from asyncpar.errors import DecodeError, HandlerError
-from asyncpar.policies import Backoff, Default, Retry, checked_on_error
+from asyncpar.policies import Backoff, Default, RateLimit, Retry, checked_on_error, delay_of
 
 
 def test_retry_counts_runs_and_refuses_what_makes_no_sense() -> None:
@@ -22,6 +22,11 @@ def test_retry_counts_runs_and_refuses_what_makes_no_sense() -> None:
         {"base_ms": 500, "max_ms": 100},
         {"backoff": "fibonacci"},
         {"max_age_ms": 0},
+        {"base_ms": 500, "max_ms": 500, "max_age_ms": 499},
+        {"attempts": 10**10},
+        {"base_ms": 10**400, "max_ms": 10**400},
+        {"max_ms": 10**5000},
+        {"max_age_ms": 2**31},
         {"on": "ConectionError"},
         {"on": 3},
         {"not_on": BaseException},
@@ -30,6 +35,26 @@ def test_retry_counts_runs_and_refuses_what_makes_no_sense() -> None:
     for arguments in wrong:
         with pytest.raises(HandlerError, match="Retry: "):
             Retry(**arguments)
+
+
+def test_a_burst_that_is_not_given_is_that_of_a_tenth_of_a_second() -> None:
+    """At least one call; a rate that is none is refused all the same."""
+    assert [RateLimit(per_second=rate).burst for rate in (0.1, 9, 100, 2_500.5)] == [1, 1, 10, 250]
+    assert RateLimit(per_second=100, burst=1).burst == 1
+    wrong: list[Any] = ["100", 0, -1, True, float("nan"), 10**400]
+    for rate in wrong:
+        with pytest.raises(HandlerError, match="RateLimit: per_second="):
+            RateLimit(per_second=rate)
+    with pytest.raises(HandlerError, match="RateLimit: burst="):
+        RateLimit(per_second=1, burst=-1)
+
+
+@pytest.mark.parametrize("name", ["a.retry.597h", "a.retry.999999999h"])
+def test_a_retry_topic_of_more_than_24_days_is_refused(name: str) -> None:
+    """No log keeps it for so long, and no clock counts it."""
+    with pytest.raises(HandlerError, match="has a delay of more than 2147483647 ms"):
+        delay_of("handler x", name)
+    assert delay_of("handler x", "a.retry.596h") == 596 * 3600
 
 
 def test_attempts_depend_on_dead_letters_unless_they_are_given() -> None:

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from asyncpar.errors import SettingError
+from asyncpar import topic
+from asyncpar.errors import HandlerError, SettingError
+from asyncpar.groups import declare_groups
 from asyncpar.settings import KNOBS, Settings
 from asyncpar.settings_checks import checked, contradictions
 from asyncpar.settings_sources import PROFILES, load, read_env_file
+from asyncpar.topics import specs_of
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +186,65 @@ def test_handlers_tables_are_passed_on_with_those_of_the_environment_over_them()
     assert load(toml=path).handlers == {"bill": {"concurrency": 5, "attempts": 2}}
     prod = load(toml=path, env={"ASYNCPAR_ENV": "prod"})
     assert prod.handlers == {"bill": {"concurrency": 50, "attempts": 2}}
+
+
+def test_where_a_handlers_value_stands_is_known():
+    """By file and line: its key's, else its table's; an environment's over the base's, but not another's."""
+    lines = (
+        "commit_every = 5",
+        "",
+        '[handlers."shop.bill"]  # the base',
+        "concurrency = 5",
+        "attempts = 2",
+        "[ env . 'prod' . handlers . 'shop.bill' ]",
+        "# more there",
+        "concurrency = 50",
+        "[env.dev.handlers.'shop.bill']",
+        "attempts = 1",
+        "[env.dev]",
+        "commit_every = 1",
+        "[handlers.mail]",
+        "on = []",
+    )
+    path = _write("settings.toml", "\n".join(lines))
+    loaded = load(toml=path, env={"ASYNCPAR_ENV": "prod"})
+    where = {key: loaded.handler_origin("shop.bill", key) for key in ("attempts", "concurrency", "on", "")}
+    of_bill = ', [handlers."shop.bill"]'
+    assert where == {
+        "attempts": f"settings.toml line 5{of_bill}",
+        "concurrency": f"settings.toml line 8{of_bill}",
+        "on": f"settings.toml line 6{of_bill}",
+        "": f"settings.toml line 6{of_bill}",
+    }
+    assert load(toml=path).handler_origin("shop.bill", "concurrency") == f"settings.toml line 4{of_bill}"
+    assert load(toml=path).handler_origin("mail") == 'settings.toml line 13, [handlers."mail"]'
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("attempts = 0", 'line 2, [handlers."bill"]: handler bill: Retry: attempts=0 must be'),
+        ("\ntimeout_ms = '5s'", 'line 3, [handlers."bill"]: handler bill: timeout_ms='),
+        (
+            "atempts = 1",
+            "line 2, [handlers.\"bill\"]: handler bill: unknown setting 'atempts'; did you mean 'attempts'?",
+        ),
+        (
+            "base_ms = 9\nmax_ms = 3",
+            'line 2, [handlers."bill"]: handler bill: Retry: max_ms=3 is below base_ms=9',
+        ),
+    ],
+)
+def test_a_bad_handler_table_is_refused_with_its_line(table: str, message: str):
+    """The file, the line of the key that is meant, the handler, and what is wrong with it."""
+
+    @topic("orders", name="bill")
+    async def bill(body: bytes) -> None: ...
+
+    loaded = load(toml=_write("settings.toml", f'[handlers."bill"]\n{table}\n'), app_values={"group": "g"})
+    with pytest.raises(HandlerError) as caught:
+        declare_groups(specs_of(bill), loaded)
+    assert str(caught.value).startswith(f"settings.toml {message}")
 
 
 def test_contradictions_name_where_each_value_came_from():

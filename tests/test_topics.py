@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncpar.errors import DecodeError, HandlerError
-from asyncpar.policies import Retry
+from asyncpar.policies import RateLimit, Retry
 from asyncpar.records import RawRecord
 from asyncpar.topics import OVERRIDABLE, TopicSpec, order_key_function, specs_of, topic
 
@@ -226,6 +226,11 @@ def test_patterns_that_no_union_can_hold_are_refused(pattern: Any) -> None:
         ({"concurrency": 0}, "at least 1"),
         ({"concurrency": True}, "whole number"),
         ({"concurrency": 2.5}, "whole number"),
+        ({"concurrency": 10**9}, "from 1 to 100000"),
+        ({"timeout_ms": 10**30}, "timeout_ms=a number of more than 20 digits"),
+        ({"dead_letter": True}, "dead_letter=True must be a topic, a suffix such as"),
+        ({"retry_topics": [".retry.5s"]}, r"no suffix, but a whole name; write '.*\.retry\.5s'"),
+        ({"order": "partition", "key_rate_limit": RateLimit(per_second=1)}, "or use rate_limit"),
         ({"retry": 5}, r"such as Retry\(attempts=5\)"),
         ({"group": ""}, "group="),
         ({"name": ""}, "name="),
@@ -345,6 +350,11 @@ def test_override_changes_values_and_marks_them_as_given() -> None:
 def test_override_makes_a_retry_where_there_was_none() -> None:
     """Delays may come from the settings alone."""
     assert spec_with().override(base_ms=200, max_ms=400).retry == Retry(base_ms=200, max_ms=400)
+    engine_wide = Retry(attempts=7, base_ms=1_000)
+    assert spec_with().override(engine_wide, max_ms=9_000).retry == Retry(7, 1_000, 9_000)
+    assert spec_with(retry=Retry(max_age_ms=500)).override(engine_wide, attempts=2).retry == Retry(
+        2, max_age_ms=500
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asyncpar.adapters.prometheus import render
 from asyncpar.errors import PortInUseError, SettingError
 from asyncpar.metrics import MetricsSnapshot
-from asyncpar.status import AppStatus
+from asyncpar.status import AppStatus, as_text
 
 MAX_CONNECTIONS = 100
 """Open connections; one more is answered with 503. A scraper and a kubelet need two."""
@@ -39,6 +39,7 @@ _DATE_TICK_SECONDS = 1.0
 def admin_app(status: Callable[[], AppStatus], metrics: Callable[[], MetricsSnapshot]) -> Starlette:
     """GET `/livez`, `/readyz` (200, or 503 with the reasons), `/metrics` and `/status`, ready to be mounted.
 
+    `/status` is JSON, `/status?format=text` the same for people.
     `status` and `metrics` are called on the event loop, once per request.
     """
 
@@ -56,7 +57,9 @@ def admin_app(status: Callable[[], AppStatus], metrics: Callable[[], MetricsSnap
         # As a header: `media_type` would get a second charset appended.
         return Response(body, headers={"content-type": content_type, **_NO_STORE})
 
-    async def show(_: Request) -> Response:
+    async def show(request: Request) -> Response:
+        if request.query_params.get("format") == "text":
+            return PlainTextResponse(as_text(status()), headers=_NO_STORE)
         return JSONResponse(asdict(status()), headers=_NO_STORE)
 
     return Starlette(

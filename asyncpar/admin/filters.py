@@ -16,6 +16,12 @@ from asyncpar.admin.dead_letters import DeadLetter
 from asyncpar.errors import ConfigurationError
 
 _UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_WHOLE = {
+    "origin_topic": (headers.TOPIC, "--origin-topic"),
+    "handler": (headers.HANDLER, "--handler"),
+    "reason": (headers.REASON, "--reason"),
+}
+_MOST_NAMES = 20
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 
 
@@ -24,7 +30,8 @@ class LetterFilter:
     """All that is given must hold. Times are milliseconds since the epoch: since <= failed < until.
 
     `error`: a part of the error's class or message, whatever its case. `key`: as UTF-8, or 0x and hexadecimal
-    digits. A letter that does not say how often it was attempted is in no range of attempts.
+    digits. `origin_topic`, `handler` and `reason` are compared as a whole. A letter that does not say how
+    often it was attempted is in no range of attempts. Raises ConfigurationError for what no letter can be.
     """
 
     origin_topic: str | None = None
@@ -36,6 +43,15 @@ class LetterFilter:
     until_ms: int | None = None
     min_attempts: int | None = None
     max_attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        since, until, least, most = self.since_ms, self.until_ms, self.min_attempts, self.max_attempts
+        if since is not None and until is not None and since >= until:
+            raise ConfigurationError("--since is not before --until: no letter lies between them")
+        if least is not None and most is not None and least > most:
+            raise ConfigurationError(
+                f"--min-attempts {least} is above --max-attempts {most}: no letter is in between"
+            )
 
     def accepts(self, letter: DeadLetter) -> bool:
         """True when `letter` is meant."""
@@ -92,6 +108,31 @@ _CHECKS: tuple[Callable[[LetterFilter, DeadLetter], bool], ...] = (
     _is_of_time,
     _has_attempts,
 )
+
+
+class NamesSeen:
+    """What the letters that were read say where a filter compares the whole text: for who misspelled one."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[str]] = {field: set() for field in _WHOLE}
+
+    def note(self, letter: DeadLetter) -> None:
+        """`letter` was read, be it meant or not."""
+        for field, (header, _) in _WHOLE.items():
+            seen = self._seen[field]
+            if len(seen) <= _MOST_NAMES and (text := letter.text(header)) is not None:
+                seen.add(text)
+
+    def hints(self, wanted: LetterFilter) -> list[str]:
+        """A line for each text that `wanted` asks for and no letter has."""
+        lines = []
+        for field, (_, option) in _WHOLE.items():
+            asked, seen = getattr(wanted, field), sorted(self._seen[field])
+            if asked is None or asked in seen or not seen:
+                continue
+            more = ", ..." if len(seen) > _MOST_NAMES else ""
+            lines.append(f"no letter has {option} {asked}; there are: {', '.join(seen[:_MOST_NAMES])}{more}")
+        return lines
 
 
 def moment_ms(text: str, now_ms: int) -> int:

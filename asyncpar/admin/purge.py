@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from asyncpar.admin.dead_letters import LetterLog, Span, spans
-from asyncpar.admin.replay_memory import recalled
+from asyncpar.admin.replay_memory import recalled, require_within
 from asyncpar.errors import ConfigurationError
 from asyncpar.records import TopicPartition
 
@@ -51,7 +51,8 @@ class Cut(NamedTuple):
 async def plan(log: LetterLog, request: PurgeRequest) -> dict[TopicPartition, Cut]:
     """What would be deleted of each partition, be it nothing.
 
-    Raises UnknownTopicError, and ConfigurationError for an offset where it does not say of which partition.
+    Raises UnknownTopicError, and ConfigurationError for an offset where it does not say of which partition,
+    and where what the group remembers cannot be used.
     """
     found = await spans(log, request.topic, request.partitions)
     if request.bound == "offset" and len(found) > 1:
@@ -78,6 +79,7 @@ async def _replayed(
     cuts: dict[TopicPartition, Cut] = {}
     for tp, span in found.items():
         memory = recalled(tp, committed[tp], request.group)
+        require_within(memory, span, request.group, "or say what to delete with --before")
         cuts[tp] = _cut(span, memory.hwm, stays=memory.above)
     return cuts
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from asyncpar import headers
 from asyncpar.admin.dead_letters import DeadLetter, Doubles, LetterLog, Span, passages, spans
-from asyncpar.admin.filters import LetterFilter
-from asyncpar.admin.replay_memory import ReplayMemory, recalled
+from asyncpar.admin.filters import LetterFilter, NamesSeen
+from asyncpar.admin.replay_memory import ReplayMemory, recalled, require_within
 from asyncpar.core.rate_limit import RateRules, TokenBucket
 from asyncpar.errors import (
     AsyncparError,
@@ -130,9 +130,12 @@ class Replay:
         # What a tenth of a second brings may pile up: else a late wake-up would be lost for good.
         self._bucket = None if rate is None else TokenBucket(RateRules(rate, max(1, int(rate / 10))))
         self._memories: dict[TopicPartition, ReplayMemory] = {}
+        self._firsts: dict[TopicPartition, int] = {}
+        """Where each partition begins."""
         self._committed: dict[TopicPartition, Committed] = {}
         self._doubles = Doubles()
         self._known_topics: set[str] = set()
+        self.names = NamesSeen()
         self._changed: set[TopicPartition] = set()
         self._uncommitted = 0
         self._committed_at = self._alone_at = time.monotonic()
@@ -150,6 +153,7 @@ class Replay:
         for tp, span in found.items():
             memory = self._recall(tp, before[tp], span)
             self._memories[tp] = memory
+            self._firsts[tp] = span.first
             memory.add(0, span.first)
             self._changed.add(tp)
             if not request.again:
@@ -163,12 +167,7 @@ class Replay:
         request = self._request
         try:
             memory = recalled(tp, before, request.group)
-            if before is not None and before.offset > span.end:
-                raise ConfigurationError(
-                    f"group {request.group!r} remembers {tp} up to offset {before.offset}, but it ends "
-                    f"at {span.end}: the topic was made anew; name another group with --replay-group, or "
-                    "replay regardless of it with --again"
-                )
+            require_within(memory, span, request.group, "or replay regardless of it with --again")
         except ConfigurationError:
             if not request.again:
                 raise
@@ -178,6 +177,8 @@ class Replay:
     async def run(self, planned: Mapping[TopicPartition, Span]) -> ReplayReport:
         """Replay what `plan` gave. Raises AsyncparError; what was done is committed and in `report` then."""
         try:
+            if not self._request.again and any(span.end > span.first for span in planned.values()):
+                await self._recognise()
             for tp, span in planned.items():
                 if not await self._run_partition(tp, span):
                     break
@@ -187,6 +188,17 @@ class Replay:
             raise
         await self._commit()
         return self.report
+
+    async def _recognise(self) -> None:
+        """Read what was replayed before: a double of it, in whichever partition, is not replayed again."""
+        for tp, memory in self._memories.items():
+            async for passage in passages(self._log, tp, Span(self._firsts[tp], memory.end)):
+                for letter in passage.letters:
+                    self.names.note(letter)
+                    if memory.is_done(letter.offset):
+                        self._doubles.note(letter)
+                if self._stop.is_set():
+                    return
 
     async def _run_partition(self, tp: TopicPartition, span: Span) -> bool:
         """Replay the letters of `span`; False when all is to end."""
@@ -213,6 +225,7 @@ class Replay:
     async def _take(self, letter: DeadLetter, memory: ReplayMemory) -> bool:
         """Replay `letter` or pass it over; False, and nothing done, when all is to end."""
         report = self.report
+        self.names.note(letter)
         was_replayed = memory.is_done(letter.offset)
         if was_replayed and not self._request.again:
             self._doubles.note(letter)

@@ -7,6 +7,7 @@ Always: holes of the log (markers, what was compacted away) cost no room.
 
 from __future__ import annotations
 
+from asyncpar.admin.dead_letters import Span
 from asyncpar.core import offset_codec
 from asyncpar.core.offsets import Run, is_within, merge_runs
 from asyncpar.errors import ConfigurationError
@@ -31,6 +32,11 @@ class ReplayMemory:
     def above(self) -> int:
         """How many offsets above the HWM are done."""
         return sum(end - first for first, end in self._runs if first > 0)
+
+    @property
+    def end(self) -> int:
+        """Nothing is done from here on."""
+        return self._runs[-1][1] if self._runs else 0
 
     def is_done(self, offset: int) -> bool:
         """True when `offset` was replayed, or does not exist."""
@@ -88,3 +94,12 @@ def recalled(tp: TopicPartition, committed: Committed | None, group: str) -> Rep
             "--replay-group, or replay regardless of it with --again"
         )
     return ReplayMemory(tp, committed.offset, runs)
+
+
+def require_within(memory: ReplayMemory, span: Span, group: str, instead: str) -> None:
+    """Raises ConfigurationError when `group` remembers letters above the end of `span`: others."""
+    if memory.end > span.end:
+        raise ConfigurationError(
+            f"group {group!r} remembers {memory.tp} up to offset {memory.end}, but it ends at {span.end}: "
+            f"the topic was made anew; name another group with --replay-group, {instead}"
+        )

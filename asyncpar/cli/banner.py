@@ -6,10 +6,13 @@ start and for `--check`; every sentence here is a promise, so it is worded from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 
 from asyncpar.groups import Children, DeclaredGroup, DeclaredHandler
+from asyncpar.policies import Retry
 from asyncpar.settings import Settings, differences
+from asyncpar.settings_handlers import HANDLER_KEYS
 from asyncpar.settings_sources import Loaded
 from asyncpar.topics import TopicSpec
 
@@ -37,6 +40,9 @@ _TOMBSTONES = {
     "skip": "skipped, they count as done",
     "error": 'an error that halts the partition; annotate with `| None`, or use tombstones="skip"',
 }
+_RETRY_FIELDS = frozenset(one.name for one in fields(Retry))
+_POLICIES = ("retry_topics", "breaker", "dead_letter_budget", "poison_keys", "rate_limit", "key_rate_limit")
+_DECORATOR = "@topic(...)"
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
@@ -51,6 +57,9 @@ def banner(name: str, version: str, groups: Sequence[DeclaredGroup], loaded: Loa
     lines += ["", heading("What is guaranteed")]
     lines += [f"  {sentence}" for sentence in guarantees(groups, settings)]
     lines += ["", heading("Handlers"), *(f"  {row}" for row in handler_table(groups))]
+    own = chosen_for_handlers(groups, loaded)
+    if own:
+        lines += ["", heading("What handlers were given"), *(f"  {line}" for line in own)]
     chosen = chosen_settings(loaded)
     lines += ["", heading("Settings that differ from the defaults")]
     lines += [f"  {line}" for line in chosen] or ["  none"]
@@ -62,6 +71,7 @@ def banner_fields(groups: Sequence[DeclaredGroup], loaded: Loaded) -> dict[str, 
     return {
         "guarantees": list(guarantees(groups, loaded.settings)),
         "handlers": [dict(zip(_COLUMNS, row, strict=True)) for row in _rows(groups)],
+        "handler_settings": chosen_for_handlers(groups, loaded),
         "differing_settings": chosen_settings(loaded),
     }
 
@@ -148,7 +158,7 @@ def _rows(groups: Iterable[DeclaredGroup]) -> list[tuple[str, ...]]:
 
 
 def _row(group: str, handler: DeclaredHandler) -> tuple[str, ...]:
-    spec, attempts = handler.spec, handler.attempts
+    spec = handler.spec
     sources = [*spec.topics, *([f"pattern {spec.pattern}"] if spec.pattern else [])]
     return (
         spec.name,
@@ -157,7 +167,7 @@ def _row(group: str, handler: DeclaredHandler) -> tuple[str, ...]:
         spec.order if isinstance(spec.order, str) else "function",
         _executor(handler),
         str(handler.concurrency),
-        "for ever" if attempts is None else str(attempts),
+        _attempts(handler),
         _after_that(handler),
         _tombstones(handler),
     )
@@ -177,6 +187,56 @@ def _after_that(handler: DeclaredHandler) -> str:
             f"*{handler.dead_letter}" if handler.dead_letter.startswith(".") else handler.dead_letter
         )
     return " > ".join(stops) or ("-" if handler.attempts is None else "halt")
+
+
+def chosen_for_handlers(groups: Iterable[DeclaredGroup], loaded: Loaded) -> list[str]:
+    """`handler: name = value (origin)` for what was chosen for it, in its table, its decorator or for all."""
+    lines: list[str] = []
+    for handler in (handler for group in groups for handler in group.handlers):
+        name = handler.spec.name
+        lines += [f"{name}: {what} ({where})" for what, where in _chosen(handler, loaded)]
+    return lines
+
+
+def _chosen(handler: DeclaredHandler, loaded: Loaded) -> Iterable[tuple[str, str]]:
+    spec, table = handler.spec, loaded.handlers.get(handler.spec.name, {})
+    for key, known in HANDLER_KEYS.items():
+        what = f"{key} = {_effective(handler, key)}"
+        has_own_retry = key in _RETRY_FIELDS and spec.retry is not None
+        if key in table:
+            yield what, loaded.handler_origin(spec.name, key)
+        elif has_own_retry:
+            if _is_unusual(handler, key):
+                yield what, _DECORATOR
+        elif key in spec.given:
+            yield what, _DECORATOR
+        elif known.knob is not None and loaded.is_explicit(known.knob):
+            yield what, loaded.origins[known.knob]
+    for key in _POLICIES:
+        if getattr(spec, key):
+            yield f"{key} = {getattr(spec, key)}", _DECORATOR
+
+
+def _is_unusual(handler: DeclaredHandler, key: str) -> bool:
+    return bool(getattr(handler.retry, key) != getattr(Retry(), key))
+
+
+def _effective(handler: DeclaredHandler, key: str) -> str:
+    """The value that holds, as text."""
+    if key == "attempts":
+        return _attempts(handler)
+    value: object = getattr(handler.retry if key in _RETRY_FIELDS else handler, key, None)
+    if value is None:
+        value = getattr(handler.spec, key, None)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{kind.__name__}: {how}" for kind, how in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(kind.__name__ for kind in value)
+    return "none" if value in (None, False) else str(value)
+
+
+def _attempts(handler: DeclaredHandler) -> str:
+    return "for ever" if handler.attempts is None else str(handler.attempts)
 
 
 def chosen_settings(loaded: Loaded) -> list[str]:

@@ -48,7 +48,7 @@ _FILTERS = (
     click.option("--origin-topic", metavar="TOPIC", help="Records that were read from this topic."),
     click.option("--error", metavar="TEXT", help="A part of the error's class or message."),
     click.option("--key", metavar="TEXT", help="The record's key, or 0x and hexadecimal digits."),
-    click.option("--handler", metavar="NAME", help="Given up by this handler."),
+    click.option("--handler", metavar="NAME", help="Given up by this handler: its whole name."),
     click.option(
         "--reason",
         metavar="TEXT",
@@ -143,13 +143,15 @@ async def _list(
     as_json: bool,
 ) -> None:
     from asyncpar.admin.dead_letters import Doubles, letters, spans
-    from asyncpar.cli.dlq_output import facts, line, print_table, row
+    from asyncpar.admin.filters import NamesSeen
+    from asyncpar.cli.dlq_output import facts, line, print_table, printable, row
 
-    doubles, rows, shown = Doubles(), list[tuple[str, ...]](), 0
+    doubles, names, rows, shown = Doubles(), NamesSeen(), list[tuple[str, ...]](), 0
     async with reader(chosen) as log:
         async for letter in letters(log, await spans(log, topic, partitions)):
             first = doubles.first_of(letter)
             doubles.note(letter)
+            names.note(letter)
             if not wanted.accepts(letter):
                 continue
             if shown == limit:
@@ -163,7 +165,8 @@ async def _list(
     if rows:
         print_table(rows)
     if not shown:
-        click.echo(f"asyncpar: no such dead letter in {topic}", err=True)
+        for words in (f"no such dead letter in {topic}", *names.hints(wanted)):
+            click.echo(f"asyncpar: {printable(words)}", err=True)
 
 
 # -- show ----------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def execute(chosen: Settings, request: ReplayRequest, *, dry_run: bool, as_json:
 
 async def _run(chosen: Settings, request: ReplayRequest, *, dry_run: bool, as_json: bool) -> int:
     from asyncpar.admin.replay import Replay
+    from asyncpar.cli.dlq_output import printable
 
     def announce(letter: DeadLetter, topic: str) -> None:
         if dry_run and not as_json:
@@ -59,6 +60,8 @@ async def _run(chosen: Settings, request: ReplayRequest, *, dry_run: bool, as_js
             finally:
                 bar.close()
                 _print(replay.report, request, dry_run=dry_run, as_json=as_json)
+                for words in replay.names.hints(request.wanted) if not replay.report.replayed else ():
+                    click.echo(f"asyncpar: {printable(words)}", err=True)
     if report.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_DONE if report.is_complete else EXIT_LEFT

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from asyncpar.settings import KNOBS, SECTIONS, shown
 from asyncpar.settings_checks import allowed, limits
+from asyncpar.settings_handlers import HANDLER_KEYS
 from asyncpar.settings_sources import ENVIRONMENT_VARIABLE, PREFIX, PROFILES
 
 _INTRODUCTION = f"""\
@@ -17,8 +18,9 @@ _INTRODUCTION = f"""\
 
 <!-- Written by `python -m asyncpar.cli.settings_page > docs/settings.md`. Do not edit. -->
 
-Every knob below is engine-wide. A handler's own value, in its table `[handlers."name"]` or in its
-decorator, wins over any of them. For the rest the strongest source that gives a value wins:
+Every knob below is engine-wide. A handler's own value wins over any of them: the one in its
+[table](#a-handlers-own-settings) `[handlers."name"]`, else the one in its decorator. For the rest the
+strongest source that gives a value wins:
 
 1. the command line (`--group billing`, or `--set commit_every=500` for any knob),
 2. the environment (`{PREFIX}COMMIT_EVERY=500`),
@@ -42,15 +44,44 @@ commit_interval_ms = 500
 bootstrap_servers = "kafka-1:9092,kafka-2:9092"
 profile = "high_throughput"
 
-[handlers."bill"]
+[handlers."billing.bill"]
 concurrency = 20
+```
+
+`asyncpar run billing --check` prints, without a broker, which settings differ from their defaults, what each
+handler was given, and where each value came from.
+
+## A handler's own settings
+
+A table `[handlers."name"]` of `asyncpar.toml` holds for one handler; one of `[env.<name>.handlers."name"]`
+goes over it, key by key. The name is `name=` of its decorator, else module and function, such as
+`billing.bill`: in quotes, since it has a dot. The table wins over the decorator, and the decorator over the
+engine-wide setting in the last column. What is not listed stands in the decorator only; there are no
+variables for handlers. A name that no handler has, a key that is not listed and a value that is not allowed
+are refused, with the line of the file.
+
+{{handler_keys}}
+
+The keys from `attempts` to `not_on` change the handler's `Retry`, or the engine-wide values where it has
+none.
+
+```toml
+[handlers."billing.bill"]
+timeout_ms = 5000
+attempts = 8
+not_on = ["ValueError", "json.JSONDecodeError"]
+on_error = {{ LookupError = "skip" }}
+dead_letter = ".dlq"
+
+[env.production.handlers."billing.bill"]
+concurrency = 200
 ```
 """
 
 
 def page() -> str:
     """The page as Markdown, with a newline at its end."""
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION.replace("{handler_keys}", _handler_keys())]
     for section in SECTIONS:
         title = section.__name__.removesuffix("Settings")
         parts.append(f"## {title}\n\n{section.__doc__}\n")
@@ -70,6 +101,14 @@ def _entry(name: str, info: FieldInfo) -> str:
     if extremes.get("high"):
         lines.append(f"- High{f' ({most})' if most is not None else ''}: {extremes['high']}.")
     return "\n".join((*lines, ""))
+
+
+def _handler_keys() -> str:
+    rows = ["| key | says | allowed | beats |", "|---|---|---|---|"]
+    for name, key in HANDLER_KEYS.items():
+        beats = "-" if key.knob is None else f"[`{key.knob}`](#{key.knob})"
+        rows.append(f"| `{name}` | {key.says} | {key.allowed} | {beats} |")
+    return "\n".join(rows)
 
 
 def _profiles() -> str:

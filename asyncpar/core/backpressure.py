@@ -3,7 +3,12 @@
 A partition is left out of the question, not paused (a pause throws the client's buffer away): when
 its own limit is near, when the group's limit of records or bytes is near, or while its metadata is
 near the cap. Hysteresis: off when less than a quantum of room is left, on again at 70 %. A quantum
-is one fetch, so the record limits are never passed; bytes may be passed by one fetched chunk.
+is one fetch, so the record limits are never passed; bytes may be passed by one fetched chunk, and by a
+record that is larger than a reserve.
+
+Half of the group's limits is reserved, in equal shares: each partition counts with at least its reserve,
+whether it uses it or not. So partitions whose records cannot leave (their breaker is open, their dead letters
+are held, their handler hangs) never fill what the others live on: these are `starving`, and get it.
 """
 
 from __future__ import annotations
@@ -34,6 +39,14 @@ class Limits:
         fair = 2 * self.max_in_flight // max(1, assigned)
         return min(self.max_in_flight, max(_MIN_PARTITION_LIMIT, fair))
 
+    def reserve(self, assigned: int) -> int:
+        """Records of each partition that the others cannot take; 0 when the limit is too small for all."""
+        return min(self.per_partition(assigned), self.max_in_flight // (2 * max(1, assigned)))
+
+    def reserved_bytes(self, assigned: int) -> int:
+        """The same in payload bytes."""
+        return self.max_in_flight_bytes // (2 * max(1, assigned))
+
 
 def payload_bytes(record: RawRecord) -> int:
     """Bytes of key and value that a record holds."""
@@ -54,36 +67,56 @@ class Backpressure:
         """True while the group's byte limit holds all fetching back."""
         self._bytes_bound = 0
 
+    @property
+    def is_full(self) -> bool:
+        """True while a limit of the group holds all fetching back, but for what is `starving`."""
+        return self.records_active or self.bytes_active
+
     def wanted(self, partitions: Sequence[Partition]) -> tuple[list[Partition], int]:
         """The partitions to ask for and the most records to take; ([], 0) when intake must wait."""
         limits = self.limits
         limit = limits.per_partition(len(partitions))
-        quantum = _quantum(limits.poll_batch_size, limit)
+        quantum, reserve = _quantum(limits.poll_batch_size, limit), limits.reserve(len(partitions))
         in_flight = 0
         wanted: list[Partition] = []
         for partition in partitions:
             held = partition.in_flight
-            in_flight += held
+            in_flight += max(held, reserve)
             partition.backpressure = _hysteresis(partition.backpressure, held, limit, quantum)
             if partition.is_open and not partition.backpressure and not _near_cap(partition):
                 wanted.append(partition)
         group_quantum = _quantum(limits.poll_batch_size, limits.max_in_flight)
         self.records_active = _hysteresis(self.records_active, in_flight, limits.max_in_flight, group_quantum)
         self._judge_bytes(partitions)
-        if self.records_active or self.bytes_active:
+        if self.is_full:
             return [], 0
         return wanted, quantum if wanted else 0
+
+    def starving(self, partitions: Sequence[Partition]) -> tuple[list[Partition], int]:
+        """Of those that use little of their reserve, and the most records to take, while `is_full`.
+
+        Where bytes are short only those that hold nothing, one record at a time: sizes are not known before.
+        """
+        limits = self.limits
+        reserve = limits.reserve(len(partitions))
+        used, room = (0, min(1, reserve)) if self.bytes_active else (reserve // 2, reserve - reserve // 2)
+        wanted = [one for one in partitions if one.is_open and one.in_flight <= used and not _near_cap(one)]
+        # With more partitions than before, those that were there may hold more than their part.
+        left = limits.max_in_flight - sum(one.in_flight for one in partitions)
+        room = min(room, left, limits.poll_batch_size)
+        return (wanted, room) if wanted and room > 0 else ([], 0)
 
     def admitted(self, records: Iterable[RawRecord]) -> None:
         """These were let in: raises the bound that saves counting bytes at every completion."""
         self._bytes_bound += sum(map(payload_bytes, records))
 
-    def _judge_bytes(self, partitions: Iterable[Partition]) -> None:
+    def _judge_bytes(self, partitions: Sequence[Partition]) -> None:
         """Count exactly only when the bound says that the limit may be passed."""
         limit = self.limits.max_in_flight_bytes
         if not self.bytes_active and self._bytes_bound < limit:
             return
-        self._bytes_bound = bytes_held(partitions)
+        reserve = self.limits.reserved_bytes(len(partitions))
+        self._bytes_bound = sum(max(reserve, bytes_held([partition])) for partition in partitions)
         resume_at = limit * _RESUME_SHARE if self.bytes_active else limit
         self.bytes_active = self._bytes_bound >= resume_at and self._bytes_bound > 0
 

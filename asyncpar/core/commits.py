@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from asyncpar.core.assignment import Partition, State
-from asyncpar.core.offset_codec import MAX_CHARS, MIN_CHARS, encode
+from asyncpar.core.offset_codec import MAX_CHARS, MIN_CHARS, decode_attempts, encode
 from asyncpar.core.offsets import OffsetTracker
 from asyncpar.core.virtual_partitions import ANY_OFFSET, NO_OFFSET
 from asyncpar.records import CommitAnswer, Committed, TopicPartition
@@ -121,7 +121,8 @@ def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
     """What to commit for `partition` now; None when the broker has it already, or there is nothing.
 
     That a record has failed once more is no reason for a commit of its own: it goes along with the next one,
-    and with the last one of an assignment.
+    and with the last one of an assignment. That failures were given back is: who begins there must not find
+    them used up.
     """
     tracker = partition.tracker
     if tracker is None or partition.state not in _COMMITTED_IN:
@@ -131,7 +132,7 @@ def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
     _steer_gate(partition, budget, len(made.plain.metadata), made.truncated)
     is_last = partition.state is State.DRAINING
     if made.committed == partition.acknowledged or (
-        not is_last and made.plain == partition.acknowledged_plain
+        not is_last and made.plain == partition.acknowledged_plain and not _gave_back(partition)
     ):
         return None
     return made
@@ -155,6 +156,15 @@ def _attempts(partition: Partition, hwm: int) -> dict[int, int]:
     for offset in [offset for offset in queues.attempts if offset < hwm]:
         del queues.attempts[offset]
     return {offset: made for offset, made in queues.attempts.items() if made > 0}
+
+
+def _gave_back(partition: Partition) -> bool:
+    """The broker, which has all else of `partition`, holds more failures of a record than it has by now."""
+    stored = partition.acknowledged
+    assert stored is not None
+    before = decode_attempts(partition.tp, stored.offset, stored.metadata)
+    attempts = {} if partition.queues is None else partition.queues.attempts
+    return any(attempts.get(offset, 0) < made for offset, made in before.items())
 
 
 def is_stored(partition: Partition, budget: MetadataBudget) -> bool:
@@ -190,7 +200,7 @@ def _steer_gate(partition: Partition, budget: MetadataBudget, chars: int, trunca
 def follow_gate(partition: Partition, budget: MetadataBudget) -> bool:
     """Move a gate that the cap has closed to where it belongs by now; True when more may start.
 
-    Each draft does that too, but none is made while a commit waits for its answer, or for the next assignment.
+    Each draft does that too, but none is made while a commit waits for its answer, or the next assignment.
     """
     queues, tracker = partition.queues, partition.tracker
     if queues is None or tracker is None or queues.start_below in (ANY_OFFSET, NO_OFFSET):

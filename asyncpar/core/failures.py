@@ -20,13 +20,15 @@ The one place where the rules on failures are applied; the first row that fits d
 | failed      | otherwise                                               | again, if allowed |
 
 What was raised in a child process is matched by the names of its class and of that one's bases. `on` is about
-what handlers raise: a time-out, and a child process that died for the first time, are in every `on`.
+what handlers raise: a time-out, and a child process that died for the first time, are in every `on`. A call
+that ran past its `timeout_ms` also counts as a TimeoutError, and as no other OSError.
 
 *Again, if allowed*: while attempts are left (`attempts`, total runs; None: for ever) and the next run begins
 within `max_age_ms` of the first failure; else give up. An attempt that is free of charge (its breaker opened
-by it or during it, it was a probe, or its RetryAfter says so) uses up no attempt, but time goes on. *Give
-up*: what used up its attempts or its time goes to the next retry topic where there is one; what does not, to
-the dead letters where the handler has such; else halt.
+by it or during it, it was a probe, or its RetryAfter says so) uses up no attempt, but time goes on. A free
+RetryAfter is no failure that time would be counted from. *Give up*: what used up its attempts or its time
+goes to the next retry topic where there is one; what does not, to the dead letters where the handler has
+such; else halt.
 """
 
 from __future__ import annotations
@@ -105,8 +107,8 @@ def decide(
 ) -> Decision:
     """`attempts_made` counts the attempt that just ended; `u` is uniform in [0, 1).
 
-    `age_seconds`: since its first failure. `is_free`: the attempt costs nothing. `may_travel`: there is a
-    retry topic that it has not been in yet.
+    `age_seconds`: since its first failure; -inf: it has had none. `is_free`: the attempt costs nothing.
+    `may_travel`: there is a retry topic that it has not been in yet.
     """
     if verdict is Verdict.SUCCESS or verdict is Verdict.SKIPPED:
         return _DONE
@@ -115,8 +117,7 @@ def decide(
     how = on_failure(rules, error)
     if how != "retry":
         return _NOT_AGAIN[how] if how in _NOT_AGAIN else give_up(rules, "permanent")
-    if isinstance(error, RetryAfter):
-        is_free = is_free or error.is_free
+    is_free = is_free or is_nobodys(error)
     if isinstance(error, RetryAfter) and error.delay_ms is not None:
         delay = error.delay_ms / 1000
     else:
@@ -126,6 +127,11 @@ def decide(
     if rules.max_age_ms is not None and (age_seconds + delay) * 1000 > rules.max_age_ms:
         return _TRAVEL if may_travel else give_up(rules, "too_old")
     return Decision(Action.AGAIN, delay, is_free=is_free)
+
+
+def is_nobodys(error: BaseException | None) -> bool:
+    """A RetryAfter that is nobody's failure: somebody else works on the record, say."""
+    return isinstance(error, RetryAfter) and error.is_free
 
 
 def on_failure(rules: FailureRules, error: BaseException | None) -> OnError:
@@ -140,12 +146,24 @@ def on_failure(rules: FailureRules, error: BaseException | None) -> OnError:
     if isinstance(error, RemoteHandlerError):
         return _on_names(rules, error.ancestors)
     if rules.on_error:
-        for kind in type(error).__mro__:
+        for kind in _kinds(error):
             if kind in rules.on_error:
                 return rules.on_error[kind]
-    if isinstance(error, rules.not_on) or (rules.on and not isinstance(error, rules.on) and not ended_by_us):
+    given_up = isinstance(error, rules.not_on) or (
+        TimeoutError in rules.not_on and TimeoutError in _kinds(error)
+    )
+    if given_up or (rules.on and not isinstance(error, rules.on) and not ended_by_us):
         return "dead_letter"
     return "retry"
+
+
+def _kinds(error: BaseException | None) -> tuple[type, ...]:
+    """The classes of `error`, nearest first; those of a time-out of ours with TimeoutError behind its own.
+
+    It is no subclass of it: TimeoutError is an OSError, and `on=OSError` means the network.
+    """
+    nearest, *bases = type(error).__mro__
+    return (nearest, TimeoutError, *bases) if nearest is HandlerTimeoutError else (nearest, *bases)
 
 
 def _on_names(rules: FailureRules, ancestors: tuple[str, ...]) -> OnError:

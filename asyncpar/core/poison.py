@@ -54,10 +54,9 @@ class PoisonKeys:
     def __len__(self) -> int:
         return len(self._rows) + len(self._poisoned)
 
-    @property
-    def poisoned(self) -> int:
-        """How many keys are diverted, as of the last `forget_older`."""
-        return len(self._poisoned)
+    def count_poisoned(self, now: float) -> int:
+        """How many keys are diverted."""
+        return sum(now < until for until in self._poisoned.values())
 
     def is_poisoned(self, key: Key, now: float) -> bool:
         """True while records of `key` are to be diverted."""
@@ -90,6 +89,14 @@ class PoisonKeys:
         """
         self._rows.pop(key, None)
         return self._poisoned.pop(key, None) is not None
+
+    def forgive(self, since: float) -> None:
+        """What failed last at `since` or later was no fault of its key: its row, and its being poisoned."""
+        cool_down = self.rules.cool_down_ms / 1000
+        self._rows = OrderedDict((key, row) for key, row in self._rows.items() if row[1] < since)
+        self._poisoned = OrderedDict(
+            (key, until) for key, until in self._poisoned.items() if until - cool_down < since
+        )
 
     def forget_older(self, now: float) -> list[Key]:
         """Drop rows that are over by their age, and return the keys whose cool-down ended, each once.

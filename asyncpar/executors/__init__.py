@@ -1,1 +1,1 @@
-"""Where a handler runs: on the loop, or in threads of the app's own. Both give the runtime an `Invoke`."""
+"""Where a handler runs: the loop, threads of the app's own, or child processes. Each gives an `Invoke`."""

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import json
 import logging
 import multiprocessing
 import os
 import socket
+import struct
 import sys
+import termios
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -60,7 +64,9 @@ def lanes(work: ChildWork, start_method: str) -> LaneFactory:
     """
     if start_method == "forkserver":
         _preloaded.update(dict.fromkeys([*_modules_of_main(), work.module]))
-        wanted = {"path": sys.path, "modules": list(_preloaded)}
+        # Some programs put a Path there, which imports pass over.
+        searched = [one for one in sys.path if isinstance(one, str)]  # type: ignore[redundant-expr]
+        wanted = {"path": searched, "modules": list(_preloaded)}
         os.environ[lane_child.PRELOAD_VARIABLE] = json.dumps(wanted)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", "asyncpar.executors.lane_preload"])
@@ -127,7 +133,7 @@ class ProcessLane:
 
     def send(self, batch: Batch) -> None:
         """Hand a batch over; what the socket does not take is sent as the child reads."""
-        self._write(frame((batch.number, [tuple(job) for job in batch.jobs])))
+        self._write(frame((batch.number, batch.jobs)))
 
     def stop_before(self, number: int) -> None:
         """Nothing more starts of batches below `number`."""
@@ -144,7 +150,7 @@ class ProcessLane:
     def told(self, number: int) -> dict[int, JobFailure]:
         """The failures of batch `number` so far."""
         if self._socket is not None:
-            self._read_rest()
+            self._read_rest(_unread_bytes(self._socket))  # no more: it may go on for ever, with its log
         return dict(self._failures.get(number, {}))
 
     def kill(self) -> None:
@@ -176,18 +182,16 @@ class ProcessLane:
 
     async def _live(self, ready: asyncio.Future[None]) -> None:
         """From the start of the process to its end, however that comes."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._socket = ours
         try:
             try:
-                self._child = await in_thread(functools.partial(self._launch, theirs))
+                self._child = await self._started()
             except Exception as error:  # noqa: BLE001 - from the system, or from what `__main__` is
                 self._settle(ready, f"{type(error).__name__}: {error}")
                 return
             if self._is_killed:
                 self._child.kill()
-            asyncio.get_running_loop().add_reader(ours, self._readable)
+            assert self._socket is not None
+            asyncio.get_running_loop().add_reader(self._socket, self._readable)
             await self._child.gone()
             self._read_rest()
             how = await self._child.release()
@@ -199,6 +203,17 @@ class ProcessLane:
             )
         else:
             self._tell_death(how)
+
+    async def _started(self) -> ChildProcess:
+        """The process, on its way to be ready. Raises what the system has against it."""
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        try:
+            launched = in_thread(functools.partial(self._launch, theirs))
+        except RuntimeError:  # no thread can be started
+            theirs.close()
+            raise
+        return await launched
 
     def _launch(self, theirs: socket.socket) -> ChildProcess:
         """In a thread. The child gets a copy of `theirs`."""
@@ -277,11 +292,12 @@ class ProcessLane:
         if not self._has_left:
             self.kill()  # most likely it has died; otherwise it can do nothing any more
 
-    def _read_rest(self) -> None:
-        """What the child said before it died."""
+    def _read_rest(self, most_bytes: float = inf) -> None:
+        """What the child has said by now."""
         assert self._socket is not None
         with contextlib.suppress(OSError):  # nothing is left, though somebody else may hold the other end
-            while data := self._socket.recv(_BYTES_AT_ONCE):
+            while most_bytes > 0 and (data := self._socket.recv(_BYTES_AT_ONCE)):
+                most_bytes -= len(data)
                 self._hear(data)
 
     def _hear(self, data: bytes) -> None:
@@ -330,3 +346,9 @@ class ProcessLane:
                 self.pid,
                 lines,
             )
+
+
+def _unread_bytes(one: socket.socket) -> int:
+    """How much has arrived that nobody has read."""
+    count: int = struct.unpack("i", fcntl.ioctl(one, termios.FIONREAD, bytes(4)))[0]
+    return count

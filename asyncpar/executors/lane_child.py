@@ -24,14 +24,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from socket import socket
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncpar.context import CALL
 from asyncpar.errors import HandlerError, Skip
 from asyncpar.executors.lane_failures import failure_of, last_line
 from asyncpar.executors.lane_frames import FramePipe
 from asyncpar.executors.lane_logs import Levels, send_logs
-from asyncpar.executors.lane_port import Job
+from asyncpar.executors.lane_port import Fields, Job
 from asyncpar.executors.lane_words import LaneWords, first_place
 from asyncpar.executors.plain_calls import awaitable_refusal
 from asyncpar.signatures import CallPlan, plan_call
@@ -45,10 +45,8 @@ PRELOAD_VARIABLE = "_ASYNCPAR_PRELOAD"
 
 _LOGGER = logging.getLogger("asyncpar.process")
 _EXIT_ORPHANED = 3
-_VALUE = Job._fields.index("value")
-
-Fields: TypeAlias = tuple[Any, ...]
-"""A `Job` as it crosses."""
+_VALUE: Final = 4
+"""Where the value stands in a `Job`."""
 
 
 @dataclass(frozen=True, slots=True)

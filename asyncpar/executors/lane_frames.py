@@ -78,7 +78,9 @@ class FramePipe:
     def __init__(self, connection: socket) -> None:
         self._socket = connection
         self._incoming = connection.makefile("rb", buffering=2**16)
-        self._lock = threading.Lock()
+        # A finaliser or the handler of a signal may log in the middle of all this, in the same thread.
+        self._lock = threading.RLock()
+        self._is_sending = False
         self._waiting = bytearray()
         """Frames that the socket did not take yet."""
         self._dropped = 0
@@ -101,8 +103,12 @@ class FramePipe:
             if self._dropped:
                 self._waiting += frame(("dropped", self._dropped))
                 self._dropped = 0
-            self._socket.sendall(self._waiting + data)
+            data = bytes(self._waiting) + data
             self._waiting.clear()
+            with self._sending():
+                self._socket.sendall(data)
+            if self._waiting:  # came in the middle
+                self._flush()
 
     def has_room(self) -> bool:
         """An `offer` would be taken now; False counts as one that was dropped."""
@@ -125,7 +131,18 @@ class FramePipe:
             self._flush()
 
     def _flush(self) -> None:
-        """Send of what waits as much as the socket takes."""
-        with contextlib.suppress(OSError):  # full, or the parent has gone, which the next `send` finds out
+        """Send of what waits as much as the socket takes; nothing in the middle of another frame."""
+        if self._is_sending:
+            return
+        with self._sending(), contextlib.suppress(OSError):
+            # OSError: it is full, or the parent has gone, which the next `send` finds out.
             sent = self._socket.send(self._waiting, MSG_DONTWAIT)
             del self._waiting[:sent]
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        self._is_sending = True
+        try:
+            yield
+        finally:
+            self._is_sending = False

@@ -7,6 +7,9 @@ for its log. Levels are the parent's at the moment when the child starts.
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import traceback
 from typing import Any, TypeAlias
 
 from asyncpar.executors.lane_failures import plain_text, traceback_text
@@ -28,20 +31,28 @@ def present_levels() -> Levels:
 
 
 def send_logs(pipe: FramePipe, levels: Levels) -> None:
-    """From now on all that reaches the root logger of this child goes to the parent, and nowhere else."""
+    """From now on all that reaches the root logger of this child goes to the parent, and nowhere else.
+
+    A process that the handler forks is none of ours: what it logs would stand in the middle of our frames.
+    """
     disabled, loggers = levels
     logging.disable(disabled)
     for name, level in loggers:
         logging.getLogger(name).setLevel(level)
     logging.root.handlers[:] = [_Sender(pipe)]
+    os.register_at_fork(after_in_child=logging.root.handlers.clear)
 
 
 def log_here(values: dict[str, Any]) -> None:
     """Handle what a child logged, in the parent."""
-    record = logging.makeLogRecord(values)
-    logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+    try:
+        record = logging.makeLogRecord(values)
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+    except Exception:  # noqa: BLE001 - a filter of the program's, say: no reply may be lost for it
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc()
 
 
 class _Sender(logging.Handler):

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 
 class Job(NamedTuple):
-    """One attempt on one record, as it crosses to a child: plain values only."""
+    """One attempt on one record: plain values only. Its place comes first: topic, partition, offset."""
 
     topic: str
     partition: int
@@ -26,11 +26,17 @@ class Job(NamedTuple):
     generation: int
 
 
+Fields: TypeAlias = tuple[
+    str, int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...], int, int, int, int
+]
+"""A `Job` as it crosses to a child: a plain tuple, made once. `Job._make` names its values."""
+
+
 class Batch(NamedTuple):
     """Jobs that are sent together. `number` ascends by one from 1, per lane."""
 
     number: int
-    jobs: Sequence[Job]
+    jobs: Sequence[Fields]
 
 
 FailureKind: TypeAlias = Literal["failed", "undecodable", "skipped", "retryable", "retry_after", "permanent"]

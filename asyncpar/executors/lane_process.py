@@ -78,7 +78,12 @@ class ChildProcess:
         made: list[BaseProcess] = []
         context = _noting(multiprocessing.get_context(start_method), made)
         pool = ProcessPoolExecutor(1, context, enter, arguments)
-        pool.submit(job)
+        try:
+            pool.submit(job)
+        except BaseException:  # the pool's thread, say, cannot be started, and its process waits for work
+            for process in made:
+                process.kill()
+            raise
         return cls(pool, made[0])
 
     async def gone(self) -> None:
@@ -102,8 +107,10 @@ class ChildProcess:
 
     async def _outlive(self) -> None:
         """Without a pidfd: where the fork server has not seen its end, kill it, and look until it is gone."""
-        await self._end_pool()
-        if self._process.exitcode == _UNKNOWN:
+        ended = self._end_pool()
+        if ended is not None:
+            await ended
+        if ended is None or self._process.exitcode == _UNKNOWN:
             self.kill()
             while _exists(self.pid):  # noqa: ASYNC110 - the system has no event for this
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)
@@ -120,13 +127,18 @@ class ChildProcess:
 
     def dismiss(self) -> None:
         """Its job is done: the pool lets it exit. Where the pool has lost it, that is left to SIGKILL."""
-        self._end_pool().add_done_callback(lambda _: self.kill())
+        ended = self._end_pool()
+        if ended is None:
+            self.kill()
+        else:
+            ended.add_done_callback(lambda _: self.kill())
 
     async def release(self) -> str:
         """Free all that belongs to it, once it is gone. How it ended, in words."""
         ended = self._end_pool()
-        await asyncio.wait({ended}, timeout=_SECONDS_FOR_THE_EXIT_CODE)
-        if not ended.done():
+        if ended is not None:
+            await asyncio.wait({ended}, timeout=_SECONDS_FOR_THE_EXIT_CODE)
+        if ended is None or not ended.done():
             return _how(None)  # the pool frees the rest when it notices
         code = self._process.exitcode
         with contextlib.suppress(ValueError):  # somebody else has reaped it, and the code is lost
@@ -141,9 +153,13 @@ class ChildProcess:
             os.close(self._pidfd)
             self._pidfd = None
 
-    def _end_pool(self) -> asyncio.Future[None]:
+    def _end_pool(self) -> asyncio.Future[None] | None:
+        """Done when the pool has ended; None: no thread can be started that waits for it."""
         if self._pool_ended is None:
-            self._pool_ended = in_thread(self._pool.shutdown)
+            try:
+                self._pool_ended = in_thread(self._pool.shutdown)
+            except RuntimeError:
+                self._pool.shutdown(wait=False)
         return self._pool_ended
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from asyncpar.errors import NotStartedError
-from asyncpar.executors.lane_port import Death, Job, LaneFactory, Progress, Reply
+from asyncpar.executors.lane_port import Death, LaneFactory, Progress, Reply
 from asyncpar.executors.process_calls import Call
 from asyncpar.executors.process_feed import Feed
 from asyncpar.executors.process_keeper import LaneKeeper
@@ -105,7 +105,7 @@ class ProcessBridge:
         for lane in self._lanes:
             progress = lane.port.progress()
             call = lane.at(progress)
-            if call is not None and (call.job.topic, call.job.partition, call.job.offset) == (*tp, offset):
+            if call is not None and call.place == (*tp, offset):
                 return progress
         return None
 
@@ -162,7 +162,7 @@ class ProcessBridge:
         """
         if self._is_closed:
             raise RuntimeError(f"the child processes of {self._name} are closed: nothing is started any more")
-        job = Job(
+        fields = (  # as `Job` has them, without the time that it takes to name them
             topic,
             partition,
             raw.offset,
@@ -174,7 +174,7 @@ class ProcessBridge:
             attempt,
             generation,
         )
-        call = Call(job, self._loop.create_future())
+        call = Call(fields, self._loop.create_future())
         self._feed.take(call, self._loop)
         try:
             await call.future
@@ -301,7 +301,6 @@ class ProcessBridge:
             return
         self._next_line = now + _LOG_SPACING_SECONDS
         unsaid, self._unsaid_deaths = self._unsaid_deaths, 0
-        job = None if running is None else running.job
         self._log.log(
             logging.INFO if lane.kill_reason == "cancelled" else logging.WARNING,
             "handler %s: child process %s ended: %s%s, while it ran %s%s",
@@ -309,7 +308,7 @@ class ProcessBridge:
             lane.port.pid,
             death.how,
             "" if lane.kill_reason is None else f" (by us: {lane.kill_reason})",
-            "nothing" if job is None else f"{job.topic}[{job.partition}] offset {job.offset}",
+            "nothing" if running is None else running.where,
             f" ({unsaid} more since the last line)" if unsaid else "",
         )
 

@@ -18,16 +18,17 @@ from asyncpar.errors import (
     RetryAfter,
     Skip,
 )
-from asyncpar.executors.lane_port import FailureKind, Job, JobFailure
+from asyncpar.executors.lane_port import FailureKind, Fields, JobFailure
+from asyncpar.records import TopicPartition
 
 
 class Call:
     """One attempt. `future` is done when it has ended: `error` None then says that it succeeded."""
 
-    __slots__ = ("error", "future", "is_cancelled", "is_over", "job", "since")
+    __slots__ = ("error", "fields", "future", "is_cancelled", "is_over", "since")
 
-    def __init__(self, job: Job, future: asyncio.Future[None]) -> None:
-        self.job = job
+    def __init__(self, fields: Fields, future: asyncio.Future[None]) -> None:
+        self.fields = fields
         self.future = future
         self.error: BaseException | None = None
         self.is_over = False
@@ -35,6 +36,21 @@ class Call:
         """When it began to wait for a lane."""
         self.is_cancelled = False
         """Whoever waits for it was cancelled; it has not ended for that."""
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Topic, partition and offset."""
+        return self.fields[:3]
+
+    @property
+    def where(self) -> str:
+        """How messages name its record."""
+        topic, partition, offset = self.place
+        return f"{topic}[{partition}] offset {offset}"
+
+    def is_of(self, tp: TopicPartition) -> bool:
+        """Its record is one of `tp`."""
+        return self.fields[:2] == tp
 
     def end(self, error: BaseException | None = None) -> None:
         """It has ended. A future that was cancelled meanwhile stays so: who waits asks `is_over`."""

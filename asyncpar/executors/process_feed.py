@@ -104,8 +104,7 @@ class Feed:
         dropped: list[Call] = []
         kept: deque[Call] = deque()
         for call in self.pending:
-            is_meant = tp is None or (call.job.topic == tp.topic and call.job.partition == tp.partition)
-            (dropped if is_meant else kept).append(call)
+            (dropped if tp is None or call.is_of(tp) else kept).append(call)
         self.pending.clear()
         self.pending.extend(kept)
         self._keep_time()

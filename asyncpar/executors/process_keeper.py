@@ -155,11 +155,13 @@ class LaneKeeper:
 
     async def _started(self) -> ServingLane | None:
         """A new lane that serves; None: it could not be started."""
-        lane = self._new_lane()
+        lane = None
         try:
+            lane = self._new_lane()
             await lane.port.start()
         except asyncio.CancelledError:
-            await lane.port.close(0.0)
+            if lane is not None:
+                await lane.port.close(0.0)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said and tried again
             self._start_failed(self._said(error))

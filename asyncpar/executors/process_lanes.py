@@ -89,7 +89,7 @@ class ServingLane:
         sent = SentBatch(self._next_number, calls, now, not self.batches)
         self._next_number += 1
         self.batches.append(sent)  # first: the lane may find out that it is dead while it sends
-        self.port.send(Batch(sent.number, [call.job for call in calls]))
+        self.port.send(Batch(sent.number, [call.fields for call in calls]))
 
     def stop(self, now: float) -> None:
         """Nothing more of what it has starts, and it gets nothing more until all of that has ended."""
@@ -145,7 +145,7 @@ class ServingLane:
         progress = self.port.progress()
         here = (0, 0) if progress is None else (progress.number, progress.index)
         return any(
-            (sent.number, index) > here and not call.is_over and _is_of(call, tp)
+            (sent.number, index) > here and not call.is_over and call.is_of(tp)
             for sent in self.batches
             for index, call in enumerate(sent.calls)
         )
@@ -158,7 +158,3 @@ class ServingLane:
 
 OnReply: TypeAlias = Callable[[ServingLane, Reply], None]
 OnDeath: TypeAlias = Callable[[ServingLane, Death], None]
-
-
-def _is_of(call: Call, tp: TopicPartition) -> bool:
-    return call.job.topic == tp.topic and call.job.partition == tp.partition

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from asyncpar.errors import HandlerTimeoutError, NotStartedError, WorkerDiedError
-from asyncpar.executors.lane_port import Death, Job, JobFailure, Progress, Reply
+from asyncpar.executors.lane_port import Death, JobFailure, Progress, Reply
 from asyncpar.executors.process_calls import Call, SentBatch, error_of
 from asyncpar.executors.process_lanes import ServingLane
 from asyncpar.executors.process_statistics import Counters
@@ -89,7 +89,7 @@ class Outcomes:
         crashed = self._crashed
         for index, call in enumerate(calls):
             if crashed and not call.is_over:
-                crashed.pop(_place(call.job), None)
+                crashed.pop(call.place, None)
             failure = failures.get(index)
             call.end(None if failure is None else error_of(failure))
 
@@ -99,18 +99,17 @@ class Outcomes:
             return  # nobody waits for it any more
         if lane.kill_reason is None:
             self._counters.blamed["crash"] += 1
-            call.end(self._crash(call.job, how))
+            call.end(self._crash(call, how))
         elif lane.overdue is call:
             self._counters.blamed["timeout"] += 1
-            self._crashed.pop(_place(call.job), None)
+            self._crashed.pop(call.place, None)
             call.end(HandlerTimeoutError("its child process was killed because it ran past its timeout_ms"))
         else:
             call.end(NotStartedError(f"cut off: its child process was ended ({lane.kill_reason})"))
 
-    def _crash(self, job: Job, how: str) -> WorkerDiedError:
-        place = _place(job)
+    def _crash(self, call: Call, how: str) -> WorkerDiedError:
+        place, where = call.place, call.where
         before = self._crashed.pop(place, None)
-        where = f"{job.topic}[{job.partition}] offset {job.offset}"
         if before is not None:
             return WorkerDiedError(
                 f"{where} ended the child process that ran it for the second time: {how} (before: {before})",
@@ -120,7 +119,3 @@ class Outcomes:
             del self._crashed[next(iter(self._crashed))]
         self._crashed[place] = how
         return WorkerDiedError(f"the child process of handler {self._name} ended while it ran {where}: {how}")
-
-
-def _place(job: Job) -> tuple[str, int, int]:
-    return job.topic, job.partition, job.offset

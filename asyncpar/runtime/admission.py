@@ -15,7 +15,6 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from asyncpar import headers
 from asyncpar.core.breaker import BreakerState, CircuitBreaker, Ticket, Transition
 from asyncpar.core.dead_letter_budget import DeadLetterBudget
 from asyncpar.core.failures import give_up
@@ -24,16 +23,16 @@ from asyncpar.core.rate_limit import KeyedBuckets, TokenBucket
 from asyncpar.core.virtual_partitions import Queues, VirtualPartition
 from asyncpar.errors import PoisonKeyError
 from asyncpar.records import TopicPartition
+from asyncpar.runtime.due_times import DELAY, DueTimes
+from asyncpar.runtime.failure_log import brief
 from asyncpar.runtime.handlers import Admissions
-from asyncpar.runtime.holds import HandlerHold
+from asyncpar.runtime.holds import HandlerHold, Trouble
 from asyncpar.runtime.tally import count
 from asyncpar.runtime.worker import Worker
 
 if TYPE_CHECKING:
     from asyncpar.runtime.workers import HandlerPool
 
-DELAY = "delay"
-"""What holds a partition whose next record is not due."""
 _NO_TICKET = Ticket(0)
 _MAX_CHARGED = 10_000
 
@@ -49,12 +48,18 @@ class Gate:
         self.poison = None if rules.poison is None else PoisonKeys(rules.poison)
         self._rate = None if rules.rate is None else TokenBucket(rules.rate)
         self._key_rate = None if rules.key_rate is None else KeyedBuckets(rules.key_rate)
-        self._honours_delays = rules.honours_delays
+        waits = rules.honours_delays or bool(pool.handler.retry_topics)
+        self.due_times = DueTimes(pool, is_delayed=rules.honours_delays) if waits else None
         self._charged: deque[tuple[float, Queues, int]] = deque(maxlen=_MAX_CHARGED)
         """Failures that cost an attempt, while the breaker is closed: given back should it open."""
         self._timer: asyncio.TimerHandle | None = None
         self._hold = HandlerHold(pool, f"breaker of {pool.handler.name}")
-        self._delays: dict[TopicPartition, asyncio.TimerHandle] = {}
+        self._opened_at = 0.0
+        """When the breaker, closed until then, opened last."""
+        self._why_open = ""
+        """What opened the breaker last."""
+        self._used_up_since: float | None = None
+        """Since when no dead letter may leave; None: one may."""
         self.openings = 0
         self.poisonings = 0
         self.held_back: dict[str, int] = {}
@@ -79,16 +84,21 @@ class Gate:
 
     def admit(self, me: Worker, vp: VirtualPartition, now: float) -> bool:
         """True: the head of `vp` starts, right after `may_start`. False: it was parked or sent away."""
-        wait, why = self._wait_of(vp, now)
+        wait, why = self.wait_of(vp, now)
+        assert vp.head is not None
         if wait > 0:
+            if why == DELAY:
+                assert self.due_times is not None
+                self.due_times.hold(vp.queues.partition, vp.head, wait)
             count(self.held_back, why)
             self._state.parking.park(vp, now + wait)
             self._state.on_parked()
             return False
+        if self.due_times is not None:
+            self.due_times.tell_if_disbelieved(vp.queues.partition, vp.head)
         if self.poison:
             self._tell_cooled(self.poison, now)
         if self.poison and (key := _key_of(vp)) is not None and self.poison.is_poisoned(key, now):
-            assert vp.head is not None
             count(self.held_back, "poison_key")
             error = PoisonKeyError(f"not run: its key failed {self.poison.rules.failures} times in a row")
             decision = give_up(self._pool.handler.rules, "poison_key")
@@ -101,26 +111,25 @@ class Gate:
         me.ticket = _NO_TICKET if self.breaker is None else self.breaker.started(now)
         return True
 
-    def _wait_of(self, vp: VirtualPartition, now: float) -> tuple[float, str]:
+    def wait_of(self, vp: VirtualPartition, now: float) -> tuple[float, str]:
         """Seconds until the head of `vp` may start, and why it waits."""
         assert vp.head is not None
-        if self._honours_delays and vp.head.headers:
-            not_before = headers.number(vp.head.headers, headers.NOT_BEFORE)
-            if not_before is not None and (wait := not_before / 1000 - self._state.clock.wall()) > 0:
-                self._hold_delayed(vp.queues.partition, wait)
-                return wait, "delay"
+        if self.due_times is not None and (wait := self.due_times.due_in(vp.queues.partition, vp.head)) > 0:
+            return wait, DELAY
         if self._key_rate is not None and vp.key is not None:
             return self._key_rate.wait((vp.queues.topic, vp.key), now), "key_rate_limit"
         return 0.0, ""
 
     # -- after a call ------------------------------------------------------------------------
 
-    def ended(self, me: Worker, vp: VirtualPartition, offset: int, *, ok: bool) -> bool:
+    def ended(
+        self, me: Worker, vp: VirtualPartition, offset: int, error: BaseException | None, *, ok: bool
+    ) -> bool:
         """A call ended with a verdict. True: its failure is free of charge, it has the breaker's cause."""
         now = self._state.clock.monotonic()
         if ok:
             self.finished(now)
-        is_free = self._judge_call(me, vp, offset, now, ok=ok)
+        is_free = self._judge_call(me, vp, offset, now, error, ok=ok)
         if not is_free:
             self.judge_key(vp, ok=ok)
         return is_free
@@ -130,13 +139,22 @@ class Gate:
         if self.budget is not None:
             self.budget.ended(now)
 
-    def _judge_call(self, me: Worker, vp: VirtualPartition, offset: int, now: float, *, ok: bool) -> bool:
+    def _judge_call(
+        self,
+        me: Worker,
+        vp: VirtualPartition,
+        offset: int,
+        now: float,
+        error: BaseException | None,
+        *,
+        ok: bool,
+    ) -> bool:
         breaker = self.breaker
         if breaker is None:
             return False
         transition = breaker.ended(now, ok, me.ticket)
         if transition is not None:
-            self._tell(transition, now)
+            self._tell(transition, now, error)
         if ok:
             return False
         is_free = breaker.spares(me.ticket)
@@ -181,7 +199,7 @@ class Gate:
                 "handler %s: the cool-down of key %r of %s is over", self._pool.handler.name, key, topic
             )
 
-    def _tell(self, transition: Transition, now: float) -> None:
+    def _tell(self, transition: Transition, now: float, error: BaseException | None) -> None:
         """The breaker opened or closed: one line, and fetching is held or goes on."""
         name, log = self._pool.handler.name, self._state.log
         if transition.after is BreakerState.OPEN:
@@ -196,42 +214,71 @@ class Gate:
                 transition.open_seconds,
             )
             if transition.before is BreakerState.CLOSED:
-                self._give_back(now)
-            self._hold.begin(f"the breaker of handler {name} is open")
+                self._opened_at = now
+                self._give_back(now, transition.failures)
+            failed = f"{transition.failures} of {transition.calls} calls failed"
+            self._why_open = f"{failed}, the last with {brief(error)}; it tries again by itself"
+            self._hold.begin(f"the breaker of handler {name} is open: {self._why_open}")
             self._wake_in(transition.open_seconds)
             return
         log.info("handler %s: its breaker closed after %d good calls", name, transition.calls)
         self._hold.end()
         self._pool.wake()
 
-    def _give_back(self, now: float) -> None:
-        """The failures that led to the opening cost no attempt, and say nothing of their keys."""
+    def _give_back(self, now: float, failures: int) -> None:
+        """What led to the opening costs no attempt, and says nothing of its keys.
+
+        That is the failures of the window, and those of the row that opened it, which may have lasted longer;
+        `failures` counts the one that has just ended, which is free by itself.
+        """
         assert self.breaker is not None
-        if self.poison is not None:
-            self.poison = PoisonKeys(self.poison.rules)
         since = now - self.breaker.rules.window_ms / 1000
         while self._charged:
             at, queues, offset = self._charged.popleft()
-            if at >= since and queues.attempts.get(offset):
+            if at < since and len(self._charged) >= failures - 1:
+                continue
+            since = min(since, at)
+            if queues.attempts.get(offset):
                 queues.attempts[offset] -= 1
+        if self.poison is not None:
+            self.poison.forgive(since)
+
+    # -- dead letters ------------------------------------------------------------------------
+
+    def may_leave(self, now: float) -> float:
+        """Seconds that a dead letter has to wait for the budget; 0.0: it may leave, and is counted."""
+        wait = 0.0 if self.budget is None else self.budget.take(now)
+        if wait <= 0:
+            self._used_up_since = None
+        elif self._used_up_since is None:
+            self._used_up_since = now
+        return wait
+
+    # -- seen from outside -------------------------------------------------------------------
+
+    def count_poisoned(self) -> int:
+        """How many keys are diverted now."""
+        return 0 if self.poison is None else self.poison.count_poisoned(self._state.clock.monotonic())
+
+    def trouble(self) -> Trouble | None:
+        """Why nothing of the handler starts, but for probes, or no dead letter leaves."""
+        if self.breaker is not None and self.breaker.state is not BreakerState.CLOSED:
+            how = self.breaker.state.value.replace("_", " ")
+            return Trouble(f"its breaker is {how}: {self._why_open}", self._opened_at)
+        if self._used_up_since is not None:
+            why = (
+                "its dead-letter budget is used up: dead letters wait, and leave again as its window moves on"
+            )
+            return Trouble(why, self._used_up_since)
+        return None
 
     # -- holding -----------------------------------------------------------------------------
 
     def hold_new(self, tp: TopicPartition) -> None:
         """`tp` was opened: it is held as long as the others of this handler are."""
+        if self.due_times is not None:
+            self.due_times.opened(tp)
         self._hold.hold_new(tp)
-
-    def _hold_delayed(self, tp: TopicPartition, wait: float) -> None:
-        """What is behind a record that is not due is not due either: do not fill the memory with it."""
-        if DELAY in self._state.holds.get(tp, {}):
-            return
-        self._state.hold(tp, DELAY, f"its next record is due in {wait:.1f} s", is_told=True)
-        timer = asyncio.get_running_loop().call_later(wait, self._due, tp)
-        self._delays[tp] = timer
-
-    def _due(self, tp: TopicPartition) -> None:
-        self._delays.pop(tp, None)
-        self._state.let_go(tp, DELAY, is_told=True)
 
     def _wake_in(self, seconds: float) -> None:
         """The workers look again then, or earlier: one timer, for the first of all that was asked for."""
@@ -255,8 +302,8 @@ class Gate:
 
     def close(self) -> None:
         """Wake nobody any more."""
-        for timer in self._delays.values():
-            timer.cancel()
+        if self.due_times is not None:
+            self.due_times.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from asyncpar.records import TopicPartition
-from asyncpar.runtime.holds import HandlerHold
+from asyncpar.runtime.holds import HandlerHold, Trouble
 
 if TYPE_CHECKING:
     from asyncpar.executors.process_bridge import ProcessBridge
@@ -36,7 +36,8 @@ class BridgeWatch:
             self._hold.end()
         else:
             self._hold.begin(
-                f"no child process of handler {self._pool.handler.name} can be started: {reason}"
+                f"no child process of handler {self._pool.handler.name} can be started: {reason}; "
+                "it is tried again, and goes on as soon as one starts"
             )
 
     def deadline(self, worker: Worker, seconds: float) -> float:
@@ -47,6 +48,14 @@ class BridgeWatch:
         if progress is None:
             return inf
         return max(progress.started_ns / 1e9 + seconds, progress.extended_ns / 1e9)
+
+    def trouble(self) -> Trouble | None:
+        """Why nothing of the handler starts, while no child can be started."""
+        if self.bridge.refusal is None:
+            return None
+        return Trouble(
+            f"no child process can be started: {self.bridge.refusal}; it is tried again", self._hold.since
+        )
 
     def hold_new(self, tp: TopicPartition) -> None:
         """`tp` was opened: it is held while no child can be started."""

@@ -42,7 +42,7 @@ class Admissions:
     rate: RateRules | None = None
     key_rate: RateRules | None = None
     honours_delays: bool = False
-    """Records with a `x-asyncpar-not-before` header wait for their time."""
+    """Records with a `x-asyncpar-not-before` header wait for their time, not only those of retry topics."""
 
 
 @dataclass(frozen=True, slots=True)

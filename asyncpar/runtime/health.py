@@ -7,10 +7,12 @@ limit, no task dead.
 
 from __future__ import annotations
 
-from asyncpar.core.assignment import State
+from asyncpar.core.assignment import Partition, State
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.runtime import GroupRuntime
 from asyncpar.runtime.session import Session
+from asyncpar.runtime.snapshots import partition_status
+from asyncpar.status import blocked_text
 
 _LOOP_LAG_LIMIT_SECONDS = 5.0
 
@@ -48,25 +50,47 @@ def not_ready(runtime: GroupRuntime) -> list[str]:
         reasons.append(f"group {state.group}: the client died ({session.died.result()})")
     for partition in state.partitions.values():
         if partition.state is State.HALTED:
-            reasons.append(f"{partition.tp} is halted: {partition.halt_reason}")
+            reasons.append(f"{partition.tp} is halted: {_halt_text(partition, state.clock.monotonic())}")
         elif partition.state is State.OPENING:
             reasons.append(f"{partition.tp} is opening: its committed offset is being read")
     reasons += _without_children(state)
     reasons += _out_of_reach(state, session)
-    for tp, offset in session.watchdog.blocked.items():
-        reasons.append(f"{tp}: offset {offset} blocks the commit for longer than max_blocking_duration_ms")
+    reasons += _blocked(runtime, session)
     for tp, offset in session.watchdog.idle_blocks.items():
         reasons.append(f"{tp}: offset {offset} could run but nothing runs it")
     return reasons
 
 
+def _halt_text(partition: Partition, now: float) -> str:
+    """Why, since when, and what ends it."""
+    if partition.halt_reason is None:
+        return "it goes on as soon as what leaves it has left, and the end of its log is known"
+    seconds = now - partition.halted_at
+    return f"{partition.halt_reason} (for {seconds:.0f} s; retry_halted() or a restart tries it again)"
+
+
 def _without_children(state: GroupState) -> list[str]:
     """Handlers whose child processes cannot be started."""
     return [
-        f"handler {pool.handler.name}: no child process can be started: {pool.children.bridge.refusal}"
+        f"handler {pool.handler.name}, for {state.clock.monotonic() - trouble.since:.0f} s: {trouble.why}"
         for pool in state.pools
-        if pool.children is not None and pool.children.bridge.refusal is not None
+        if pool.children is not None and (trouble := pool.children.trouble()) is not None
     ]
+
+
+def _blocked(runtime: GroupRuntime, session: Session) -> list[str]:
+    """What holds commits up for too long, and why."""
+    limit_ms = runtime.state.config.max_blocking_duration_ms
+    reasons: list[str] = []
+    for tp, offset in session.watchdog.blocked.items():
+        partition = runtime.state.partitions.get(tp)
+        if partition is not None:
+            why = blocked_text(partition_status(runtime, partition))
+            reasons.append(
+                f"{tp}: offset {offset} blocks the commit for longer than "
+                f"max_blocking_duration_ms={limit_ms}: {why}"
+            )
+    return reasons
 
 
 def _out_of_reach(state: GroupState, session: Session) -> list[str]:

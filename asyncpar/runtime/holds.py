@@ -6,12 +6,19 @@ records all go to that one handler are held, those that are opened meanwhile too
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from asyncpar.records import TopicPartition
 
 if TYPE_CHECKING:
     from asyncpar.runtime.workers import HandlerPool
+
+
+class Trouble(NamedTuple):
+    """Why nothing of a handler starts, or leaves, in words; and since when, monotonic seconds."""
+
+    why: str
+    since: float
 
 
 class HandlerHold:
@@ -21,6 +28,8 @@ class HandlerHold:
         self._pool = pool
         self._who = who
         self._why: str | None = None
+        self.since = 0.0
+        """When it began last: monotonic seconds."""
 
     @property
     def is_on(self) -> bool:
@@ -30,6 +39,7 @@ class HandlerHold:
     def begin(self, why: str) -> None:
         """Hold all partitions of the handler, because of `why`."""
         self._why = why
+        self.since = self._pool.state.clock.monotonic()
         for tp in self._pool.state.partitions:
             self.hold_new(tp)
 
@@ -42,5 +52,7 @@ class HandlerHold:
     def end(self) -> None:
         """Fetching goes on."""
         self._why = None
-        for tp in list(self._pool.state.holds):
-            self._pool.state.let_go(tp, self._who, is_told=True)
+        state = self._pool.state
+        for tp in list(state.holds):
+            if state.pools_for(tp.topic) == [self._pool]:  # two handlers may have one name
+                state.let_go(tp, self._who, is_told=True)

@@ -208,21 +208,32 @@ class Opener:
         self._begin_again(partition, Event.REOPEN, target, (), adopt_below=0)
 
     async def resume(self, partition: Partition, generation: int) -> None:
-        """Go on where `partition` halted, without what its log has lost meanwhile: nobody fetched from it."""
+        """Go on where `partition` halted, without what its log has lost meanwhile: nobody fetched from it.
+
+        What is just leaving it leaves first; what its dead-letter budget holds runs again.
+        """
         tp, state = partition.tp, self._state
 
         def is_halted() -> bool:
             same = partition.generation == generation and partition.state is State.HALTED
             return same and not state.stopping
 
+        def is_sending() -> bool:
+            """What may be written by now would leave twice."""
+            return state.outbox is not None and state.outbox.is_sending(tp)
+
         async def read() -> None:
-            end = (await self._consumer.end([tp]))[tp] if is_halted() else 0
-            if is_halted():
-                tracker = partition.tracker
-                assert tracker is not None
-                partition.halt_reason = None
-                runs = state.runs_within(tp, tracker.done_runs(), end)
-                self._begin_again(partition, Event.RESUME, tracker.hwm, runs, adopt_below=end)
+            while is_halted():
+                if is_sending():
+                    assert state.outbox is not None
+                    await state.outbox.idle([tp], _MAX_RETRY_SECONDS)
+                    continue
+                end = (await self._consumer.end([tp]))[tp]
+                if is_halted() and not is_sending():
+                    tracker = partition.tracker
+                    assert tracker is not None
+                    runs = state.runs_within(tp, tracker.done_runs(), end)
+                    self._begin_again(partition, Event.RESUME, tracker.hwm, runs, adopt_below=end)
 
         await self._persist(read)
 

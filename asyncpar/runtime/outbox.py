@@ -1,9 +1,10 @@
 """Records on their way to another topic, dead letters and retries: done once that topic acknowledged them.
 
 Always true: the key of a record that leaves stays locked until its acknowledgement, so what leaves a key
-leaves in order; nothing is done that was not acknowledged. When a topic does not take them, only the
-partition that they came from is held (it is not fetched), they are tried again for as long as it lasts,
-and the reason is logged once, shown in the status and counted.
+leaves in order; no record waits for another one's acknowledgement, or for a budget that is not its own;
+nothing is done that was not acknowledged. When a topic does not take one, only the partition that it came
+from is held (it is not fetched), it is tried again for as long as it lasts, and the reason is logged once,
+shown in the status and counted.
 
 Called by workers (`take`), by the rebalancer (`idle`, `discard`) and by the runtime (`start`, `close`).
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -26,8 +26,6 @@ from asyncpar.runtime.tally import count
 
 DEPARTURES = "records that leave it"
 """What holds a partition whose records cannot leave."""
-_TOGETHER = 100
-"""So many of a partition's records are under way at once: what shares requests."""
 _SEND_SECONDS = 10.0
 _START_SECONDS = 10.0
 _STOP_SECONDS = 3.0
@@ -47,10 +45,12 @@ class Departure:
     handler: str
     may_leave: Callable[[float], float] | None = None
     """Asked at a moment before its first try: the seconds that it has to wait; 0.0: it may leave."""
+    held_until: float = float("-inf")
+    """When it may ask again, monotonic seconds."""
 
 
 class Outbox:
-    """All departures of one group: one task per partition that has any, one producer for all."""
+    """All departures of one group: one task for each, one producer for all."""
 
     def __init__(
         self,
@@ -66,8 +66,10 @@ class Outbox:
         self._context = contextvars.copy_context()
         """Of the group: what a handler set (a span, a tenant) must not travel with another one's record."""
         self._producer: Producer | None = None
-        self._waiting: dict[TopicPartition, deque[Departure]] = {}
-        self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._waiting: dict[TopicPartition, dict[Departure, asyncio.Task[None]]] = {}
+        self._refused: dict[TopicPartition, dict[Departure, str]] = {}
+        """Why those have not left that their topic, or their budget, did not take at the last try."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self.sent: dict[tuple[str, str, str], int] = {}
         """By kind, handler and result (sent, failed): records acknowledged, and attempts that were not."""
 
@@ -89,7 +91,7 @@ class Outbox:
 
     async def close(self) -> None:
         """Give up what has not left, and close, within a bound. What was given up runs again."""
-        tasks = set(self._tasks.values())
+        tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -102,16 +104,17 @@ class Outbox:
     def take(self, departure: Departure) -> None:
         """`departure` leaves as soon as it can; the head of its key stays unfinished until then."""
         tp = departure.vp.queues.partition
-        self._waiting.setdefault(tp, deque()).append(departure)
-        if tp not in self._tasks:
-            self._tasks[tp] = task = asyncio.get_running_loop().create_task(
-                self._serve(tp), name=f"asyncpar-outbox-{tp}", context=self._context.copy()
-            )
-            task.add_done_callback(lambda task: self._ended(tp, task))
+        task = asyncio.get_running_loop().create_task(
+            self._leave(tp, departure),
+            name=f"asyncpar-outbox-{tp}@{departure.record.offset}",
+            context=self._context.copy(),
+        )
+        self._waiting.setdefault(tp, {})[departure] = task
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
 
-    def _ended(self, tp: TopicPartition, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(tp) is task:
-            del self._tasks[tp]
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._died(error)
 
@@ -126,12 +129,20 @@ class Outbox:
     # -- out ---------------------------------------------------------------------------------
 
     async def idle(self, partitions: Iterable[TopicPartition], seconds: float) -> bool:
-        """True when nothing of `partitions` is on its way any more, within `seconds`."""
-        tasks = {self._tasks[tp] for tp in partitions if tp in self._tasks}
-        if not tasks:
-            return True
-        _, late = await asyncio.wait(tasks, timeout=max(0.0, seconds))
-        return not late
+        """True when nothing of `partitions` is on its way any more, within `seconds`.
+
+        What its budget holds for longer is not waited for: nothing would come of it.
+        """
+        ends = self._state.clock.monotonic() + seconds
+        leaving = [one for tp in partitions for one in self._waiting.get(tp, {}).items()]
+        tasks = [task for departure, task in leaving if departure.held_until <= ends]
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(0.0, seconds))
+        return all(task.done() for _, task in leaving)
+
+    def is_sending(self, tp: TopicPartition) -> bool:
+        """Something of `tp` has had its first try: it may be there already, or be written any moment."""
+        return any(departure.may_leave is None for departure in self._waiting.get(tp, ()))
 
     def discard(self, queues: Queues) -> None:
         """Give up what comes from `queues`: its partition is not ours any more, or begins anew.
@@ -139,70 +150,74 @@ class Outbox:
         What was sent already may still arrive: it will be there twice, and is recognised by its headers.
         """
         tp = queues.partition
-        kept = deque(
-            departure for departure in self._waiting.get(tp, ()) if departure.vp.queues is not queues
-        )
-        self._waiting[tp] = kept
-        if not kept:
-            self._waiting.pop(tp)
-            self._state.let_go(tp, DEPARTURES)
-            if (task := self._tasks.pop(tp, None)) is not None:
+        for departure, task in list(self._waiting.get(tp, {}).items()):
+            if departure.vp.queues is queues:
+                self._forget(tp, departure)
                 task.cancel()
 
-    async def _serve(self, tp: TopicPartition) -> None:
-        """Send what waits of one partition, until nothing does."""
-        tries = 0
-        state = self._state
-        while batch := tuple(self._waiting.get(tp, ()))[:_TOGETHER]:
-            pauses = await asyncio.gather(*(self._send(tp, departure) for departure in batch))
-            waits = [pause for pause in pauses if pause]
-            if not waits:
-                tries = 0
-                state.let_go(tp, DEPARTURES)
-                continue
-            tries += 1
-            pause = min(waits)
-            if pause < 0:
-                pause = exp_full_jitter(tries, _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS, state.clock.uniform())
-            await asyncio.sleep(pause)
-        # In one breath with the look that found nothing: who takes a record from here on starts another task.
-        self._waiting.pop(tp, None)
-        del self._tasks[tp]
-        state.let_go(tp, DEPARTURES)
+    def _forget(self, tp: TopicPartition, departure: Departure) -> None:
+        """It is not on its way any more."""
+        waiting = self._waiting.get(tp, {})
+        waiting.pop(departure, None)
+        if not waiting:
+            self._waiting.pop(tp, None)
+        refused = self._refused.get(tp, {})
+        if refused.pop(departure, None) is None:
+            return
+        if refused:
+            self._state.hold(tp, DEPARTURES, next(iter(refused.values())))
+        else:
+            del self._refused[tp]
+            self._state.let_go(tp, DEPARTURES)
 
-    async def _send(self, tp: TopicPartition, departure: Departure) -> float:
-        """0.0 when it has left; else how long to wait, negative: the usual pause."""
+    def _refuse(self, tp: TopicPartition, departure: Departure, why: str) -> None:
+        """It cannot leave now: what it came from is not fetched until it could."""
+        self._refused.setdefault(tp, {})[departure] = why
+        self._state.hold(tp, DEPARTURES, why)
+
+    async def _leave(self, tp: TopicPartition, departure: Departure) -> None:
+        """Try until it has left."""
+        tries = 0
+        while not await self._send(tp, departure):
+            tries += 1
+            chance = self._state.clock.uniform()
+            await asyncio.sleep(exp_full_jitter(tries, _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS, chance))
+
+    async def _send(self, tp: TopicPartition, departure: Departure) -> bool:
+        """One try, once its budget lets it go; True when it has left."""
         assert self._producer is not None
-        state = self._state
-        target = departure.outgoing.topic
-        if departure.may_leave is not None:
-            wait = departure.may_leave(state.clock.monotonic())
-            if wait > 0:
-                state.hold(
-                    tp, DEPARTURES, f"the dead-letter budget of handler {departure.handler} is used up"
-                )
-                return wait
-            departure.may_leave = None
+        await self._let_go(tp, departure)
 
         def refused(error: PublishError) -> None:
             count(self.sent, (departure.kind, departure.handler, "failed"))
-            state.hold(tp, DEPARTURES, f"{target} does not take offset {departure.record.offset}: {error}")
+            target, offset = departure.outgoing.topic, departure.record.offset
+            self._refuse(tp, departure, f"{target} does not take offset {offset}: {error}")
 
         try:
             await self._producer.send(departure.outgoing, _SEND_SECONDS, refused)
         except PublishError as error:
             refused(error)
-            return -1.0
+            return False
         count(self.sent, (departure.kind, departure.handler, "sent"))
         self._departed(departure)
         self._settle(tp, departure)
-        return 0.0
+        return True
+
+    async def _let_go(self, tp: TopicPartition, departure: Departure) -> None:
+        """Wait until it may have its first try."""
+        while departure.may_leave is not None:
+            now = self._state.clock.monotonic()
+            wait = departure.may_leave(now)
+            if wait <= 0:
+                departure.may_leave = None
+                return
+            self._refuse(tp, departure, f"the dead-letter budget of handler {departure.handler} is used up")
+            departure.held_until = now + wait
+            await asyncio.sleep(wait)
 
     def _settle(self, tp: TopicPartition, departure: Departure) -> None:
         """It was acknowledged: its record is done."""
-        waiting = self._waiting.get(tp)
-        if waiting is not None and departure in waiting:
-            waiting.remove(departure)
+        self._forget(tp, departure)
         vp, offset = departure.vp, departure.record.offset
         queues = vp.queues
         if queues.unfinished.pop(offset, None) is None:

@@ -28,10 +28,12 @@ from asyncpar.runtime.unreadable import UnreadablePartitions
 _FETCH_TIMEOUT_MS = 200
 _FETCH_TIMEOUT_BUSY_MS = 50
 _HELD_BACK_SECONDS = 0.005
-_MAX_HELD_BACK_SECONDS = 0.04
+_MAX_HELD_BACK_SECONDS = 0.08
+_STARVED_AFTER_SECONDS = 0.1
+"""A limit of the group that was reached for so long is not about to be left; what lives beside it goes on."""
 _KEEP_ALIVE_SECONDS = 1.0
 _PAUSE_AFTER_ERROR_SECONDS = 0.1
-_UNASSIGNED_SECONDS = 0.05
+_UNASSIGNED_SECONDS = 0.1
 _MARKERS_SECONDS = 0.2
 _MAX_PAUSE_SECONDS = 5.0
 
@@ -61,6 +63,8 @@ class Poller:
         """When fetch was last called or returned: the watchdog's sign of life."""
         self.in_fetch = False
         self._held = (0, _HELD_BACK_SECONDS)
+        self._full_since: float | None = None
+        """Since when a limit of the group holds fetching back."""
         self.empty_handed: frozenset[TopicPartition] = frozenset()
         """What the last fetch asked for and got nothing of."""
 
@@ -76,7 +80,7 @@ class Poller:
             if self._state.stopping:
                 wanted, room = list[Partition](), 0
             else:
-                wanted, room = self.backpressure.wanted(list(self._state.partitions.values()))
+                wanted, room = self._wanted(clock())
                 if self._state.holds:
                     wanted = [partition for partition in wanted if partition.tp not in self._state.holds]
                 if self.unreadable:
@@ -89,11 +93,23 @@ class Poller:
             await self._fetch(wanted, room)
             await asyncio.sleep(0)
 
+    def _wanted(self, now: float) -> tuple[list[Partition], int]:
+        """What limits allow, and the most records to take."""
+        partitions = list(self._state.partitions.values())
+        wanted, room = self.backpressure.wanted(partitions)
+        if not self.backpressure.is_full:
+            self._full_since = None
+            return wanted, room
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < _STARVED_AFTER_SECONDS:
+            return [], 0
+        return self.backpressure.starving(partitions)
+
     def _pause_while_held(self) -> float:
         """Short while limits hold us back, as room comes soon; longer while nothing ends or is assigned."""
         partitions = self._state.partitions.values()
-        held = self.backpressure.records_active or self.backpressure.bytes_active
-        if not held and not any(partition.backpressure for partition in partitions):
+        if not self.backpressure.is_full and not any(partition.backpressure for partition in partitions):
             return _UNASSIGNED_SECONDS
         in_flight = sum(partition.in_flight for partition in partitions)
         before, pause = self._held
@@ -103,14 +119,17 @@ class Poller:
 
     async def _fetch(self, wanted: list[Partition], room: int) -> None:
         asked = [partition.tp for partition in wanted]
-        busy = any(partition.in_flight for partition in self._state.partitions.values())
+        # What is not asked for now may be soon, as its records end; what is asked for wakes the fetch itself.
+        others = self._state.partitions.keys() - asked if len(asked) < len(self._state.partitions) else ()
+        busy = any(self._state.partitions[tp].in_flight for tp in others)
+        timeout_ms = _FETCH_TIMEOUT_BUSY_MS if busy else _FETCH_TIMEOUT_MS
+        if self.backpressure.is_full:
+            timeout_ms = round(self._pause_while_held() * 1000)  # look again as soon as without a fetch
         self.called_at = self._state.clock.monotonic()
         self.in_fetch = True
         generations = {partition.tp: partition.generation for partition in wanted}
         try:
-            chunks = await self._source.fetch(
-                asked, room, _FETCH_TIMEOUT_BUSY_MS if busy else _FETCH_TIMEOUT_MS
-            )
+            chunks = await self._source.fetch(asked, room, timeout_ms)
         except OffsetOutOfRangeError as error:
             self._restore(asked, except_for=set(error.offsets))
             await self._reset(error.offsets)

@@ -71,8 +71,8 @@ class Rebalancer:
 
     def retry_halted(self, partition: Partition) -> None:
         """Run the records of a halted partition again, from its HWM."""
+        partition.halt_reason = None  # at once: nobody should hear of the old one any more
         if partition.tracker is None:
-            partition.halt_reason = None
             partition.apply(Event.RESUME)
             self._spawn(self.opener.open([partition]), "open")
         else:
@@ -148,11 +148,16 @@ class Rebalancer:
         self, partitions: Iterable[Partition], deadline: float, hurry: asyncio.Event | None
     ) -> bool:
         """True when what leaves for other topics was acknowledged by `deadline`."""
-        outbox = self._state.outbox
-        if outbox is None:
+        outbox, names = self._state.outbox, [partition.tp for partition in partitions]
+        if outbox is None or not any(map(outbox.waiting, names)):
             return True
-        seconds = 0.0 if hurry is not None and hurry.is_set() else deadline - self._state.clock.monotonic()
-        return await outbox.idle([partition.tp for partition in partitions], seconds)
+        seconds = deadline - self._state.clock.monotonic()
+        leaving = asyncio.ensure_future(outbox.idle(names, seconds))
+        try:
+            await _wait_unless(hurry, leaving, seconds)
+            return leaving.done() and leaving.result()
+        finally:
+            leaving.cancel()
 
     def _running(self, partitions: Iterable[Partition], *, with_adoptable: bool = False) -> list[Worker]:
         """What runs of `partitions`, and `with_adoptable` their stragglers whose success still counts."""
@@ -188,13 +193,7 @@ class Rebalancer:
         if not ends:
             return True
         all_ended = asyncio.gather(*ends)
-        waiting: set[asyncio.Future[Any]] = {all_ended}
-        alarm = None if hurry is None else asyncio.ensure_future(hurry.wait())
-        if alarm is not None:
-            waiting.add(alarm)
-        await asyncio.wait(waiting, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
-        if alarm is not None:
-            alarm.cancel()
+        await _wait_unless(hurry, all_ended, seconds)
         return all_ended.done()
 
     def leave_behind(self, partitions: list[Partition]) -> None:
@@ -215,3 +214,16 @@ class Rebalancer:
             )
         for partition in held:
             state.release(partition, Event.RELEASE if partition.state is State.DRAINING else Event.LOSE)
+
+
+async def _wait_unless(hurry: asyncio.Event | None, wanted: asyncio.Future[Any], seconds: float) -> None:
+    """Until `wanted` is done, for at most `seconds`, or until `hurry` is set."""
+    waiting: set[asyncio.Future[Any]] = {wanted}
+    alarm = None if hurry is None else asyncio.ensure_future(hurry.wait())
+    if alarm is not None:
+        waiting.add(alarm)
+    try:
+        await asyncio.wait(waiting, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if alarm is not None:
+            alarm.cancel()

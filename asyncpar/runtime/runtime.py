@@ -255,7 +255,9 @@ class GroupRuntime:
         state, session = self.state, self.session
         assert session is not None
         self._halted_at_end = [
-            f"{p.tp} ({p.halt_reason})" for p in state.partitions.values() if p.state is State.HALTED
+            f"{p.tp} ({p.halt_reason or 'about to go on'})"
+            for p in state.partitions.values()
+            if p.state is State.HALTED
         ]
         state.stopping = True
         if not self._fatal.done():

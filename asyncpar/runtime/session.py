@@ -95,6 +95,8 @@ class Session:
         partitions = list(self._state.partitions.values())
         drained = await self.rebalancer.drain(partitions, deadline, hurry)
         stored = True
+        outbox = self._state.outbox
+        left = 0 if outbox is None else sum(len(outbox.waiting(partition.tp)) for partition in partitions)
         if partitions:
             bound = self._state.clock.monotonic() + CONSUMER_STOP_SECONDS
             # A revoke that came in between has committed and released them; then there is no token for us.
@@ -104,6 +106,8 @@ class Session:
         self.rebalancer.leave_behind(partitions)
         self._state.token = None
         if not drained:
+            if left:
+                return f"{left} records had not left for the topics of what fails"
             return "running handlers were cancelled"
         return None if stored else "the last commit was not acknowledged"
 

@@ -21,6 +21,14 @@ from asyncpar.status import GroupStatus, HandlerStatus, PartitionStatus
 if TYPE_CHECKING:
     from asyncpar.executors.process_statistics import BridgeStatistics
 
+_WAITS = {
+    "": "waiting for a retry",
+    "delay": "waiting for its time",
+    "key_rate_limit": "waiting for the rate limit of its key",
+    "rate_limit": "waiting for the rate limit",
+    "breaker": "waiting for the breaker",
+}
+"""What a gate calls them, in words."""
 _BREAKER_STATES = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -55,7 +63,7 @@ def partition_status(runtime: GroupRuntime, partition: Partition) -> PartitionSt
     parked = _parked(state, partition)
     runs = [] if tracker is None else tracker.done_runs()
     log_end, held_back = _log_end(runtime, partition.tp)
-    reason, handler = _blocking_reason(state, partition, blocking, running)
+    reason, handler = _blocking_reason(state, partition, blocking, running, now)
     hwm = None if tracker is None else tracker.hwm
     acknowledged = partition.acknowledged
     return PartitionStatus(
@@ -132,7 +140,7 @@ def _blocking(partition: Partition, now: float) -> tuple[int | None, float]:
 
 
 def _blocking_reason(
-    state: GroupState, partition: Partition, blocking: int | None, running: list[Worker]
+    state: GroupState, partition: Partition, blocking: int | None, running: list[Worker], now: float
 ) -> tuple[str | None, str | None]:
     """Why the lowest unfinished offset is unfinished, and whose it is."""
     if partition.state is State.HALTED:
@@ -145,13 +153,16 @@ def _blocking_reason(
     handler = None if route is None else route.name
     if any(worker.record is record for worker in running):
         return "running", handler
-    if blocking in _parked(state, partition):
-        return "waiting for a retry", handler
+    gate = next((pool.gate for pool in state.pools if pool.queue is route), None)
+    for vp in state.parking.parked():
+        if vp.head is record:
+            return _WAITS["" if gate is None else gate.wait_of(vp, now)[1]], handler
     if state.outbox is not None and blocking in state.outbox.waiting(partition.tp):
         return "leaving", handler
     if state.lease_closed or queues.start_below == NO_OFFSET or blocking >= queues.start_below:
         return "held", handler
-    return "queued", handler
+    wait, why = (0.0, "") if gate is None else gate.closed_for(now)
+    return (_WAITS[why] if wait > 0 else "queued"), handler
 
 
 def _log_end(runtime: GroupRuntime, tp: TopicPartition) -> tuple[int | None, int | None]:
@@ -168,6 +179,7 @@ def handler_status(pool: HandlerPool) -> HandlerStatus:
     """One handler's slots and counts."""
     handler, busy, gate = pool.handler, pool.busy(), pool.gate
     now = pool.state.clock.monotonic()
+    trouble = (pool.children and pool.children.trouble()) or (gate and gate.trouble())
     tallies = pool.tallies.values()
     return HandlerStatus(
         group=pool.state.group,
@@ -188,7 +200,9 @@ def handler_status(pool: HandlerPool) -> HandlerStatus:
         dead_letters=_departed(pool, "dead_letter", "sent"),
         sent_to_retry_topics=_departed(pool, "retry", "sent"),
         breaker_state=None if gate is None or gate.breaker is None else gate.breaker.state.value,
-        poisoned_keys=0 if gate is None or gate.poison is None else gate.poison.poisoned,
+        hold_reason=trouble.why if trouble else None,
+        hold_duration_seconds=now - trouble.since if trouble else 0.0,
+        poisoned_keys=0 if gate is None else gate.count_poisoned(),
         **_children(pool),
     )
 
@@ -284,7 +298,7 @@ def _add_gate(builder: SnapshotBuilder, gate: Gate, labels: tuple[str, str]) -> 
         builder.add("breaker_state", labels, _BREAKER_STATES[gate.breaker.state])
         builder.add("breaker_openings_total", labels, gate.openings)
     if gate.poison is not None:
-        builder.add("poison_keys", labels, gate.poison.poisoned)
+        builder.add("poison_keys", labels, gate.count_poisoned())
         builder.add("poisonings_total", labels, gate.poisonings)
 
 

@@ -6,11 +6,20 @@ Never here: the rules, and records that succeed.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
-from asyncpar.core.failures import Action, Decision, FailureRules, decide, give_up, on_failure
+from asyncpar.core.failures import (
+    Action,
+    Decision,
+    FailureRules,
+    decide,
+    give_up,
+    is_nobodys,
+    on_failure,
+)
 from asyncpar.core.virtual_partitions import Queues, VirtualPartition
-from asyncpar.errors import HandlerTimeoutError, RecordBlockedError, RetryAfter
+from asyncpar.errors import HandlerTimeoutError, RecordBlockedError
 from asyncpar.records import RawRecord, Verdict
 from asyncpar.runtime.failure_log import FailureLog, brief
 from asyncpar.runtime.letters import departure
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 
 def _speaks(rules: FailureRules, verdict: Verdict, error: BaseException | None) -> bool:
     """True when a failure may be the fault of what the handler depends on."""
-    if verdict is not Verdict.FAILED or (isinstance(error, RetryAfter) and error.is_free):
+    if verdict is not Verdict.FAILED or is_nobodys(error):
         return False
     return on_failure(rules, error) == "retry"
 
@@ -34,6 +43,10 @@ class Verdicts:
     def __init__(self, pool: HandlerPool) -> None:
         self._pool = pool
         self._failures = FailureLog(pool.state.log, pool.handler.name)
+
+    def close(self) -> None:
+        """The workers have ended: say what the log has left out."""
+        self._failures.close()
 
     def judge(
         self, me: Worker, vp: VirtualPartition, offset: int, verdict: Verdict, error: BaseException | None
@@ -46,9 +59,9 @@ class Verdicts:
         gate = self._pool.gate
         assert gate is not None
         if verdict is Verdict.SUCCESS or _speaks(self._pool.handler.rules, verdict, error):
-            return gate.ended(me, vp, offset, ok=verdict is Verdict.SUCCESS)
+            return gate.ended(me, vp, offset, error, ok=verdict is Verdict.SUCCESS)
         gate.interrupted(me)
-        if verdict is not Verdict.SKIPPED and not (isinstance(error, RetryAfter) and error.is_free):
+        if verdict is not Verdict.SKIPPED and not is_nobodys(error):
             gate.judge_key(vp, ok=False)
         return False
 
@@ -65,16 +78,19 @@ class Verdicts:
     ) -> None:
         """An attempt ended otherwise than in success."""
         queues, state, offset = vp.queues, self._pool.state, record.offset
-        if verdict is Verdict.SKIPPED:
-            tally.skipped += 1
-        elif verdict is Verdict.UNDECODABLE:
-            tally.undecodable += 1
-        else:
-            tally.failed += 1
+        if verdict is Verdict.FAILED:
             self._pool.timeouts += isinstance(error, HandlerTimeoutError)
             self._failures.note(queues.partition, offset, attempt, error, state.clock.monotonic())
         decision = self._decide(queues, offset, verdict, error, attempt, is_free=is_free)
+        if verdict is Verdict.UNDECODABLE:
+            tally.undecodable += 1
+        elif decision.action is Action.DONE:
+            tally.skipped += 1  # also what failed, where `on_error` passes over it
+        else:
+            tally.failed += 1
         if offset not in queues.unfinished:
+            if decision.action is not Action.DONE:
+                self._charge(queues, offset, decision)  # whoever runs it next begins with that
             state.late_completion(vp, offset, ok=decision.action is Action.DONE)
             return
         if decision.action is Action.DONE:
@@ -83,9 +99,13 @@ class Verdicts:
             self._count_finished()
             self._pool.finish(vp)
             return
-        # Not from `attempt`: an opening breaker may have given failures back meanwhile, this one among them.
-        queues.attempts[offset] = queues.attempts.get(offset, 0) + (not decision.is_free)
+        self._charge(queues, offset, decision)
         self._carry_out(decision, vp, record, verdict, error)
+
+    @staticmethod
+    def _charge(queues: Queues, offset: int, decision: Decision) -> None:
+        """Not from `attempt`: a breaker that opened may have given failures back, this one among them."""
+        queues.attempts[offset] = queues.attempts.get(offset, 0) + (not decision.is_free)
 
     def _count_finished(self) -> None:
         if self._pool.gate is not None:
@@ -131,7 +151,9 @@ class Verdicts:
         is_free: bool,
     ) -> Decision:
         now = self._pool.state.clock.monotonic()
-        first = queues.first_failed.setdefault(offset, now) if verdict is Verdict.FAILED else now
+        if verdict is Verdict.FAILED and not is_nobodys(error):
+            queues.first_failed.setdefault(offset, now)
+        first = queues.first_failed.get(offset, inf)
         return decide(
             self._pool.handler.rules,
             verdict,
@@ -151,7 +173,7 @@ class Verdicts:
         letter = departure(self._pool.state, self._pool.handler, vp, record, decision, error)
         gate = self._pool.gate
         if gate is not None and gate.budget is not None and letter.kind == "dead_letter":
-            letter.may_leave = gate.budget.take
+            letter.may_leave = gate.may_leave
             self._count_finished()
         attempts, now = vp.queues.attempts.get(record.offset, 0), self._pool.state.clock.monotonic()
         self._failures.left(

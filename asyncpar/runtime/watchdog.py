@@ -15,7 +15,6 @@ from asyncpar.core.virtual_partitions import VirtualPartition
 from asyncpar.errors import EngineError
 from asyncpar.ports import Consumer
 from asyncpar.records import TopicPartition
-from asyncpar.runtime.admission import DELAY
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.poller import Poller
 
@@ -105,10 +104,9 @@ class Watchdog:
         tracker, limit_ms = partition.tracker, self._state.config.max_blocking_duration_ms
         if tracker is None:
             return
-        blocked_for = tracker.blocked_for(now)
         offset = tracker.blocking_offset
-        waits_for_its_time = DELAY in self._state.holds.get(partition.tp, ())
-        over = bool(limit_ms) and blocked_for * 1000 > limit_ms and not waits_for_its_time
+        blocked_for = min(tracker.blocked_for(now), self._due_for(partition, offset))
+        over = bool(limit_ms) and blocked_for * 1000 > limit_ms
         if over and offset is not None and self.blocked.get(partition.tp) != offset:
             self.blocked[partition.tp] = offset
             self._state.log.warning(
@@ -125,11 +123,22 @@ class Watchdog:
             self._unblock(partition, offset, limit_ms / 1000, now)
         self._suspect(partition, offset if blocked_for > 5 * _LOOK_SECONDS else None)
 
+    def _due_for(self, partition: Partition, offset: int | None) -> float:
+        """Seconds since the record at `offset` might run by its header, below 0 before; inf without one."""
+        queues = partition.queues
+        if queues is None or offset is None or (record := queues.unfinished.get(offset)) is None:
+            return inf
+        route = queues.routes.get(offset) if queues.route is None else queues.route
+        for pool in self._state.pools:
+            if pool.queue is route and pool.gate is not None and pool.gate.due_times is not None:
+                return -pool.gate.due_times.due_in(partition.tp, record)
+        return inf
+
     def _unblock(self, partition: Partition, offset: int, limit_seconds: float, now: float) -> None:
         """What `on_blocked` asks for: cancel a call that ran for that long, or give the record up.
 
-        A heartbeat of the call begins its time anew; what waits while its breaker is open, or for a child
-        process, is left alone.
+        A heartbeat of the call begins its time anew. What waits while its breaker is open, or for a child
+        process, is left alone, and so is what never failed: a rate limit, say, keeps it back.
         """
         state, queues, how = self._state, partition.queues, self._state.config.on_blocked
         if how == "warn" or queues is None:
@@ -143,7 +152,7 @@ class Watchdog:
                     elif ends < now:
                         worker.cancel("blocked")
                     return
-        if how != "dead_letter":
+        if how != "dead_letter" or offset not in queues.first_failed:
             return
         pools = [pool for pool in state.pools if pool.queue is queues.route_of(queues.unfinished[offset])]
         if any(pool.gate is not None and pool.gate.closed_for(now)[0] > 0 for pool in pools):

@@ -1,11 +1,13 @@
-"""One slot of a handler: its task, what it runs now, and who waits for the end of that."""
+"""One slot of a handler: its task, what it runs now and for how long, and who waits for the end of that."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
+from asyncpar.context import CALL
 from asyncpar.core.breaker import Ticket
 from asyncpar.core.virtual_partitions import VirtualPartition
 from asyncpar.errors import (
@@ -17,6 +19,7 @@ from asyncpar.errors import (
     Skip,
 )
 from asyncpar.records import RawRecord, Verdict
+from asyncpar.runtime.handlers import Invoke
 
 _TIMEOUTS = {
     "timeout": "cancelled at its timeout_ms,",
@@ -38,9 +41,8 @@ class Worker:
 
     __slots__ = (
         "_clock",
-        "_timeout_seconds",
+        "call",
         "cancel_reason",
-        "extended",
         "finished",
         "record",
         "started",
@@ -50,11 +52,8 @@ class Worker:
         "wake",
     )
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, timeout_seconds: float | None = None
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._timeout_seconds = timeout_seconds
         self.task: asyncio.Task[None] | None = None
         self.vp: VirtualPartition | None = None
         self.record: RawRecord | None = None
@@ -63,8 +62,8 @@ class Worker:
         self.ticket = Ticket(0)
         """What the breaker gave the call that runs now."""
         self.wake: asyncio.Future[None] | None = None
-        self.extended: tuple[RawRecord, float] | None = None
-        """A record for which the handler asked for more time, and until when: monotonic seconds."""
+        self.call: Call | None = None
+        """Who may ask for more time; None also while what runs has all the time that it wants."""
         self.finished: asyncio.Future[None] | None = None
         """Set by whoever waits for the end of the running record."""
 
@@ -78,22 +77,12 @@ class Worker:
         return None if self.record is None else self.record.offset
 
     def extend(self, milliseconds: int | None) -> None:
-        """What runs now gets that much time from now on; None: the handler's time-out anew."""
-        record = self.record
-        seconds = self._timeout_seconds if milliseconds is None else milliseconds / 1000
-        if record is None or seconds is None:
-            return
-        ends = self._clock() + seconds
-        if self.extended is not None and self.extended[0] is record:
-            ends = max(ends, self.extended[1])
-        self.extended = (record, ends)
+        """Nothing: what runs outside of a `Call` has all the time that it wants."""
 
     def deadline(self, timeout_seconds: float) -> float:
         """When what runs now is over its time."""
         ends = self.started + timeout_seconds
-        if self.extended is not None and self.extended[0] is self.record:
-            ends = max(ends, self.extended[1])
-        return ends
+        return ends if self.call is None else max(ends, self.call.until)
 
     def cancel(self, reason: str) -> None:
         """Cancel what runs, for `reason`; nothing when nothing runs."""
@@ -106,6 +95,46 @@ class Worker:
         if self.finished is None:
             self.finished = asyncio.get_running_loop().create_future()
         return self.finished
+
+
+class Call:
+    """One attempt whose time is watched: what `heartbeat()` and `extend()` reach in it and in all it starts.
+
+    Nothing reads it any more once its attempt has ended, so that a task which a handler left behind keeps no
+    later record alive.
+    """
+
+    __slots__ = ("_clock", "_timeout_seconds", "until", "worker")
+
+    def __init__(self, worker: Worker, clock: Callable[[], float], timeout_seconds: float | None) -> None:
+        self.worker = worker
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self.until = float("-inf")
+        """Until when it asked for time: monotonic seconds."""
+
+    def extend(self, milliseconds: int | None) -> None:
+        """It gets that much time from now on; None: the handler's time-out anew."""
+        seconds = self._timeout_seconds if milliseconds is None else milliseconds / 1000
+        if seconds is not None:
+            self.until = max(self.until, self._clock() + seconds)
+
+
+def watched(invoke: Invoke, clock: Callable[[], float], timeout_seconds: float | None) -> Invoke:
+    """`invoke` with a `Call` around each attempt."""
+
+    async def call(topic: str, partition: int, record: RawRecord, attempt: int, generation: int) -> Any:
+        worker = CALL.get()
+        assert isinstance(worker, Worker)
+        worker.call = mine = Call(worker, clock, timeout_seconds)
+        CALL.set(mine)
+        try:
+            return await invoke(topic, partition, record, attempt, generation)
+        finally:
+            CALL.set(worker)
+            worker.call = None
+
+    return call
 
 
 def classify(me: Worker, task: asyncio.Task[None], raised: BaseException) -> tuple[Verdict, BaseException]:

@@ -29,7 +29,7 @@ from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.resume import resume
 from asyncpar.runtime.tally import Tally
 from asyncpar.runtime.verdicts import Verdicts
-from asyncpar.runtime.worker import Interrupted, Worker, classify
+from asyncpar.runtime.worker import Interrupted, Worker, classify, watched
 
 _YIELD_SECONDS = 0.005
 _SAMPLE_MASK = 31
@@ -54,6 +54,10 @@ class HandlerPool:
         self._pristine = contextvars.copy_context()
         self.verdicts = Verdicts(self)
         self.gate = None if handler.admissions is None else Gate(self, handler.admissions)
+        is_watched = handler.timeout_seconds is not None or state.config.on_blocked != "warn"
+        self._invoke = handler.invoke
+        if is_watched and handler.bridge is None:  # children keep their own time
+            self._invoke = watched(handler.invoke, state.clock.monotonic, handler.timeout_seconds)
         self.children = None if handler.bridge is None else BridgeWatch(self, handler.bridge)
 
     # -- seen from outside -------------------------------------------------------------------
@@ -117,6 +121,12 @@ class HandlerPool:
 
     async def run(self) -> None:
         """Own the workers until `close()`; raises when a worker fails (a defect of ours)."""
+        try:
+            await self._own_workers()
+        finally:
+            self.verdicts.close()
+
+    async def _own_workers(self) -> None:
         async with asyncio.TaskGroup() as group:
             while True:
                 await self._spawn.wait()
@@ -125,7 +135,7 @@ class HandlerPool:
                 self._spawn.clear()
                 wanted, self._to_spawn = self._to_spawn, 0
                 for _ in range(wanted):
-                    worker = Worker(self.state.clock.monotonic, self.handler.timeout_seconds)
+                    worker = Worker(self.state.clock.monotonic)
                     self.workers[worker] = None
                     worker.task = group.create_task(
                         self._life(worker),
@@ -158,7 +168,7 @@ class HandlerPool:
         CALL.set(me)
         home = contextvars.copy_context()
         state, ready, tallies = self.state, self.queue.ready, self.tallies
-        invoke, judged, gate = self.handler.invoke, self.handler.judged, self.gate
+        invoke, judged, gate = self._invoke, self.handler.judged, self.gate
         clock = state.clock.monotonic
         task = asyncio.current_task()
         assert task is not None

@@ -24,7 +24,7 @@ from typing import Literal, Self, get_args
 from asyncpar.app import App
 from asyncpar.errors import ConfigurationError
 from asyncpar.groups import DeclaredGroup
-from asyncpar.records import TopicPartition
+from asyncpar.records import Record, TopicPartition
 from asyncpar.settings import Settings
 from asyncpar.testing import arguments
 from asyncpar.testing.checkers import Fault, Report
@@ -134,6 +134,10 @@ class TestApp:
         for group in self._groups:
             topics = [topic for topic in existing if takes(group, topic)]
             await cluster.begin(group.name, topics, made)
+        letters = {topic for group in self._groups for topic in dead_letter_topics(group)}
+        await cluster.look_from_here(
+            [topic for topic in existing if self._readers(topic) or topic in letters]
+        )
         for rig in self._rigs:
             await rig.start(stack)
 
@@ -279,6 +283,17 @@ class TestApp:
         """What handlers raised, in the order of `handled`; cancellations are left out."""
         return [one.error for one in self.handled if one.error is not None and one.outcome != "cancelled"]
 
+    async def records(self, topic: str) -> list[Record]:
+        """What `topic` holds, by partition and offset: dead letters, or what handlers have sent.
+
+        On a real Kafka, inside the block only; of topics that the apps here read and of their dead letters:
+        what came since it began. Raises UnknownTopicError, BrokerError.
+        """
+        self._check_started("records()")
+        if self._broker is None:
+            self._check_running()
+        return await self._cluster.records(topic)
+
     def committed(self, topic: str, partition: int = 0, *, group: str | None = None) -> int | None:
         """The offset that the group has committed: one past the last record done. None without a commit.
 
@@ -323,16 +338,16 @@ class TestApp:
     def check(self) -> Report:
         """Let the checkers judge what happened; returns their counts. AssertionError for a broken guarantee.
 
-        Judges LOST, ORDER, SERIAL, COMMIT, DUPLICATES and BUDGET, by topic, with the app's settings. LOST
-        is not judged for a topic where records are passed over before a handler is called
-        (`unmatched="skip"`).
+        Judges LOST, ORDER, SERIAL, COMMIT, DUPLICATES, BUDGET and DEAD LETTER, by topic, with the app's
+        settings. LOST is not judged for a topic where records are passed over before a handler is called
+        (`unmatched="skip"`), DEAD LETTER neither on a real Kafka nor with retry topics.
         """
         self._check_started("check()")
         faults: list[Fault] = []
         counts: Counter[str] = Counter()
         for name in dict.fromkeys(group.name for group in self._groups):
             rig, group = next((rig, one) for rig in self._rigs for one in rig.groups if one.name == name)
-            report = judge(self.history_of(name).events, group, rig.settings)
+            report = judge(self.history_of(name).events, group, rig.settings, self._cluster.letters)
             faults += report.faults
             counts.update(report.counts)
         whole = Report(tuple(faults), dict(counts))

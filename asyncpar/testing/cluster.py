@@ -7,13 +7,17 @@ an engine says of itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+from asyncpar import headers
 from asyncpar.assembly import client_config
+from asyncpar.errors import UnknownTopicError
 from asyncpar.ports import ConsumerFactory, ProducerFactory
-from asyncpar.records import Committed, TopicPartition
+from asyncpar.records import Committed, RawRecord, Record, TopicPartition
 from asyncpar.settings import Settings
+from asyncpar.testing.checker_letters import letter_of
+from asyncpar.testing.checkers import Letter
 from asyncpar.testing.memory_broker import MemoryBroker
 from asyncpar.testing.memory_topics import RecordPlace
 from asyncpar.testing.witness import Histories
@@ -56,6 +60,9 @@ class Cluster(Protocol):
     async def begin(self, group: str, topics: Sequence[str], made: Sequence[str]) -> None:
         """Let `group` handle what is sent from now on; `made` are those of `topics` that are new."""
 
+    async def look_from_here(self, topics: Sequence[str]) -> None:
+        """`records` of `topics` shall be those that come from now on, where others write to them too."""
+
     def consumers(self, member: str, settings: Settings) -> ConsumerFactory:
         """Makes consumers."""
 
@@ -64,6 +71,12 @@ class Cluster(Protocol):
 
     async def send(self, record: Outgoing) -> RecordPlace:
         """Send one record; returns when the cluster has it. Raises UnknownTopicError, BrokerError."""
+
+    async def records(self, topic: str) -> list[Record]:
+        """What `topic` holds, by partition and offset. Raises UnknownTopicError, BrokerError."""
+
+    def letters(self, topics: Collection[str], group: str, source: str) -> Sequence[Letter] | None:
+        """The dead letters of `group`, of records of topic `source`, in `topics`; None: nobody can look."""
 
     def partitions_known(self, topic: str) -> int | None:
         """How many partitions `topic` has, as last heard; None where nobody has heard of it."""
@@ -95,6 +108,7 @@ class MemoryCluster:
         for topic in broker.partition_counts():
             for tp in broker.partitions(topic):
                 for record in broker.log(tp).read(0, broker.log(tp).end, committed=True).records:
+                    self.histories.by_hand.add((tp, record.offset))
                     size = str(len(record.key or b"") + len(record.value or b""))
                     self.histories.note("send", "", tp, record.offset, record.key, size)
         self.histories.also, broker.recorder = broker.recorder, self.histories
@@ -121,6 +135,9 @@ class MemoryCluster:
         if new and not self.broker.group(group).members:
             self.broker.store_offsets(group, new)
 
+    async def look_from_here(self, topics: Sequence[str]) -> None:
+        """See `Cluster`: nobody else writes here."""
+
     def consumers(self, member: str, settings: Settings) -> ConsumerFactory:
         """See `Cluster`."""
         return self.broker.consumers(member, client_config(settings))
@@ -131,7 +148,47 @@ class MemoryCluster:
 
     async def send(self, record: Outgoing) -> RecordPlace:
         """See `Cluster`."""
-        return self.broker.send(*record)
+        place = self.broker.send(*record)
+        self.histories.by_hand.add((TopicPartition(place.topic, place.partition), place.offset))
+        return place
+
+    async def records(self, topic: str) -> list[Record]:
+        """See `Cluster`. What a transaction hides is left out."""
+        counts = self.broker.partition_counts()
+        if topic not in counts:
+            raise UnknownTopicError(f"there is no topic {topic!r}; there is {', '.join(sorted(counts))}")
+        return [
+            Record(*tp, record.offset, record.key, record.value, tuple(record.headers), record.timestamp)
+            for tp in self.broker.partitions(topic)
+            for record in self._visible(tp)
+        ]
+
+    def _visible(self, tp: TopicPartition) -> Sequence[RawRecord]:
+        log = self.broker.log(tp)
+        return log.read(log.start, max(1, len(log)), committed=True).records
+
+    def letters(self, topics: Collection[str], group: str, source: str) -> Sequence[Letter] | None:
+        """See `Cluster`. Not those that a test has sent itself, or that were there before anybody watched."""
+        values = {
+            (tp, record.offset): record.value
+            for tp in self.broker.partitions(source)
+            for record in self.broker.log(tp).records
+        }
+        found = []
+        for tp in (tp for topic in topics for tp in self.broker.partitions(topic)):
+            for record in self._visible(tp):
+                place = headers.origin(record.headers)
+                ours = headers.text(record.headers, headers.GROUP) == group
+                if (
+                    ours
+                    and place
+                    and place[0].topic == source
+                    and (tp, record.offset) not in self.histories.by_hand
+                ):
+                    whole = headers.text(record.headers, headers.PAYLOAD) != headers.METADATA_ONLY
+                    value = values.get(place, record.value)
+                    found.append(letter_of(tp, record, is_intact=not whole or record.value == value))
+        return found
 
     def partitions_known(self, topic: str) -> int | None:
         """See `Cluster`."""

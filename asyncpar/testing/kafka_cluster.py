@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,8 +21,9 @@ from asyncpar.adapters.aiokafka_security import security_options
 from asyncpar.assembly import client_config, kafka_consumers, kafka_producers
 from asyncpar.errors import BrokerError, BrokerUnreachableError, ConfigurationError, UnknownTopicError
 from asyncpar.ports import Consumer, ConsumerFactory, ProducerFactory
-from asyncpar.records import CommitAnswer, TopicPartition
+from asyncpar.records import CommitAnswer, Record, TopicPartition
 from asyncpar.settings import Settings
+from asyncpar.testing.checkers import Letter
 from asyncpar.testing.cluster import Outgoing
 from asyncpar.testing.history import Event, History
 from asyncpar.testing.memory_topics import RecordPlace
@@ -65,6 +66,8 @@ class KafkaCluster:
         self._ends: dict[TopicPartition, int] = {}
         """One past the last record that we sent."""
         self._begins: dict[tuple[str, TopicPartition], int] = {}
+        self._looked_from: dict[TopicPartition, int] = {}
+        """Where `records` begins, where that is not at the beginning."""
         self._acknowledged: dict[str, _Acknowledged] = {}
 
     async def open(self) -> None:
@@ -188,6 +191,49 @@ class KafkaCluster:
         self._ends[tp] = max(self._ends.get(tp, 0), sent.offset + 1)
         return RecordPlace(sent.topic, sent.partition, sent.offset)
 
+    async def look_from_here(self, topics: Sequence[str]) -> None:
+        """See `Cluster`."""
+        counts = await self.partition_counts()
+        parts = [TopicPartition(topic, number) for topic in topics for number in range(counts.get(topic, 0))]
+        async with _in_our_words("looking for the ends of topics"), self._reader() as consumer:
+            ends = await consumer.end_offsets(parts)
+        self._looked_from.update({TopicPartition(*tp): end for tp, end in ends.items()})
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Any]:
+        """A consumer of no group."""
+        consumer: Any = AIOKafkaConsumer(
+            enable_auto_commit=False, isolation_level="read_committed", **self._options
+        )
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def records(self, topic: str) -> list[Record]:
+        """See `Cluster`. Of topics that were told to `look_from_here`: what came since then."""
+        found: list[Record] = []
+        counts = await self.partition_counts()
+        if topic not in counts:
+            raise UnknownTopicError(f"there is no topic {topic!r}")
+        parts = [TopicPartition(topic, number) for number in range(counts[topic])]
+        async with _in_our_words(f"reading topic {topic}"), self._reader() as consumer:
+            ends = await consumer.end_offsets(parts)
+            starts = await consumer.beginning_offsets(parts)
+            consumer.assign(parts)
+            for tp in parts:
+                consumer.seek(tp, max(starts[tp], self._looked_from.get(tp, 0)))
+            async with asyncio.timeout(self.settled_seconds):
+                while [tp for tp in parts if await consumer.position(tp) < ends[tp]]:
+                    for batch in (await consumer.getmany(timeout_ms=100)).values():
+                        found += [_record(one) for one in batch]
+        return sorted(found, key=lambda one: (one.partition, one.offset))
+
+    def letters(self, topics: Collection[str], group: str, source: str) -> Sequence[Letter] | None:  # noqa: ARG002 - as `Cluster`
+        """See `Cluster`: not without asking the brokers, which only `records` does."""
+        return None
+
     def partitions_known(self, topic: str) -> int | None:
         """See `Cluster`."""
         return self._counts.get(topic)
@@ -214,6 +260,12 @@ class KafkaCluster:
             if tp.topic == topic and committed < end:
                 found.append((tp, committed))
         return found
+
+
+def _record(found: Any) -> Record:
+    """What the client read, as we name it."""
+    place = (found.topic, found.partition, found.offset)
+    return Record(*place, found.key, found.value, found.headers, found.timestamp, found.timestamp_type)
 
 
 class _Acknowledged:

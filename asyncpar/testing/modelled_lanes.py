@@ -216,7 +216,8 @@ class ModelledLane:
     async def _run_batch(self, batch: Batch) -> None:
         run, seconds = 0, 0.0
         self._failures = {}
-        for index, job in enumerate(batch.jobs):
+        for index, fields in enumerate(batch.jobs):
+            job = Job._make(fields)
             began = self._now_ns()
             self._progress, self.job = Progress(batch.number, index, began, 0), job
             await asyncio.sleep(0)  # others may run between the two, as they may beside a real child

@@ -7,39 +7,72 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 from asyncpar.groups import DeclaredGroup, DeclaredHandler
+from asyncpar.runtime.letters import dead_letter_topic
 from asyncpar.settings import Settings
-from asyncpar.testing.checkers import Fault, Report, Rules, check
+from asyncpar.testing.checkers import Fault, Letter, Report, Rules, check
 from asyncpar.testing.history import NO_PARTITION, Event
 from asyncpar.testing.rig import takes
 
+LettersIn = Callable[[Collection[str], str, str], Sequence[Letter] | None]
+"""The dead letters in some topics, of a group, of records of a topic; None: they are not known."""
 
-def judge(events: Sequence[Event], group: DeclaredGroup, settings: Settings) -> Report:
+
+def judge(events: Sequence[Event], group: DeclaredGroup, settings: Settings, letters_in: LettersIn) -> Report:
     """What the checkers say of one group; topics may be ordered differently, so each is judged by itself."""
     faults: list[Fault] = []
     counts: Counter[str] = Counter()
     for topic in dict.fromkeys(event.tp.topic for event in events if event.tp != NO_PARTITION):
         if not takes(group, topic):
             continue
-        about = [event for event in events if event.tp.topic in (topic, NO_PARTITION.topic)]
-        report = check(about, rules_for(group, topic, settings))
+        letters = _letters(events, group, topic, letters_in)
+        rules = rules_for(group, topic, settings, letters)
+        written = {(letter.tp, letter.offset) for letter in letters or ()}
+        about = [
+            event
+            for event in events
+            if event.tp.topic in (topic, NO_PARTITION.topic)
+            or (event.kind == "send" and (event.tp, event.offset) in written)
+        ]
+        report = check(about, rules)
         blind = passes_over(group, topic)
         faults += [fault for fault in report.faults if not (blind and fault.check == "LOST")]
         counts.update(report.counts)
     return Report(tuple(faults), dict(counts))
 
 
-def rules_for(group: DeclaredGroup, topic: str, settings: Settings) -> Rules:
-    """The rules for one topic of `group`.
+def _letters(
+    events: Sequence[Event], group: DeclaredGroup, topic: str, letters_in: LettersIn
+) -> Sequence[Letter] | None:
+    """The dead letters of records of `topic`; None where they cannot be judged.
+
+    What travelled through a retry topic names the topic where it was read first; and what was done to the
+    logs of dead letters is not known here.
+    """
+    handlers = _handlers_of(group, topic)
+    topics = {dead_letter_topic(one.dead_letter, topic) for one in handlers if one.dead_letter is not None}
+    if not topics or any(one.spec.retry_topics for one in handlers):
+        return None
+    if any(event.kind == "fault" and event.tp.topic in topics for event in events):
+        return None
+    return letters_in(topics, group.name, topic)
+
+
+def rules_for(
+    group: DeclaredGroup, topic: str, settings: Settings, letters: Sequence[Letter] | None = None
+) -> Rules:
+    """The rules for one topic of `group`, with its dead letters where they are known.
 
     Where handlers of the topic differ in their order, or order by a function, it is taken for none.
     """
     handlers = _handlers_of(group, topic)
     threads = [one.concurrency for one in handlers if one.spec.resolved_executor == "thread"]
+    of_letters = {} if letters is None else _of_letters(handlers, letters)
     return Rules(
+        **of_letters,
         order=_order(handlers),
         offset_reset="latest" if settings.offset_reset == "latest" else "earliest",
         slots=max(threads, default=1),
@@ -48,6 +81,22 @@ def rules_for(group: DeclaredGroup, topic: str, settings: Settings) -> Rules:
         shutdown_drain_timeout_ms=settings.shutdown_drain_timeout_ms,
         max_in_flight=settings.max_in_flight,
     )
+
+
+def _of_letters(handlers: Sequence[DeclaredHandler], letters: Sequence[Letter]) -> dict[str, Any]:
+    """The rules on dead letters; of handlers that share a topic no rule of one is every one's."""
+    if len(handlers) > 1:
+        return {"letters": letters}
+    (handler,) = handlers
+    poison, budget = handler.spec.poison_keys, handler.spec.dead_letter_budget
+    is_fixed = budget is not None and not budget.share
+    return {
+        "letters": letters,
+        "attempts": handler.attempts,
+        "poison_failures": None if poison is None else poison.failures,
+        "letter_budget": budget.at_least if budget is not None and is_fixed else None,
+        "letter_window_ms": budget.window_ms if budget is not None and is_fixed else None,
+    }
 
 
 def passes_over(group: DeclaredGroup, topic: str) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from asyncpar.errors import AsyncparError
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.failure_log import brief
-from asyncpar.status import AppStatus, GroupStatus, PartitionStatus
+from asyncpar.status import AppStatus, GroupStatus, PartitionStatus, blocked_text
 from asyncpar.testing.arguments import counted
 from asyncpar.testing.history import Event
 from asyncpar.testing.witness import Handled
@@ -169,15 +169,19 @@ def _why(place: Open, status: AppStatus, handled: Sequence[Handled]) -> tuple[st
     if blocking is None:
         return f"{place.tp} offset {place.offset}: {_unblocked(place, partition)}", None
     error = _last_error(place, blocking, handled)
-    where = f"{place.tp} offset {blocking}"
-    attempts = partition.blocking_attempts
-    said = f", {attempts} {'attempt' if attempts == 1 else 'attempts'} failed" if attempts else ""
-    last = "" if error is None else f", the last with {brief(error)}"
     if partition.halt_reason is not None:
         return f"{place.tp} halted, {partition.halt_reason}", error
-    reason, handler = partition.blocking_reason, partition.blocking_handler
-    seconds = partition.blocking_duration_seconds
-    return f"{where}: {reason} in handler {handler} for {seconds:.1f} s{said}{last}", error
+    why = blocked_text(partition, "" if error is None else brief(error))
+    return f"{place.tp} offset {blocking}: {why}{_trouble(status, partition)}", error
+
+
+def _trouble(status: AppStatus, partition: PartitionStatus) -> str:
+    """What ails the handler, where the partition itself is not held: it shares its topic with another one."""
+    group = group_status(status, partition.group)
+    if group is None or partition.hold_reason is not None:
+        return ""
+    reasons = [one.hold_reason for one in group.handlers if one.name == partition.blocking_handler]
+    return "".join(f"; {reason}" for reason in reasons if reason is not None)
 
 
 def _unblocked(place: Open, partition: PartitionStatus) -> str:
@@ -188,7 +192,8 @@ def _unblocked(place: Open, partition: PartitionStatus) -> str:
         return f"not begun, group {place.group} is reading its committed offset"
     if partition.hwm > place.offset:
         return f"done, but not committed: group {place.group} has committed {partition.committed}"
-    return f"not fetched yet, group {place.group} is at offset {partition.position}"
+    held = f"; it is held: {partition.hold_reason}" if partition.hold_reason else ""
+    return f"not fetched yet, group {place.group} is at offset {partition.position}{held}"
 
 
 def _last_error(place: Open, offset: int, handled: Sequence[Handled]) -> BaseException | None:

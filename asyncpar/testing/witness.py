@@ -13,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncpar.errors import DecodeError, NotStartedError, Skip
+from asyncpar.context import CALL
+from asyncpar.core.failures import on_failure
+from asyncpar.errors import NotStartedError, Skip
 from asyncpar.records import Outcome, RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.outbox import Departure
+from asyncpar.runtime.worker import Call, Worker, classify
 from asyncpar.testing.history import SKIPPED, Event, History, Recorder, membership_sign
 
 Ended = Literal["success", "failed", "undecodable", "skipped", "cancelled"]
@@ -32,8 +35,9 @@ _OF_VERDICT: dict[Verdict, Ended] = {
 class Handled:
     """One attempt on a record, when it has ended.
 
-    `outcome` is success, failed, undecodable, skipped, or cancelled (by a stop or a rebalance). `error` is
-    what was raised, None after success and after a skip. `attempt` counts from 1.
+    `outcome` is success, failed (a time-out too, whose error is a HandlerTimeoutError), undecodable, skipped,
+    or cancelled (by a stop or a rebalance). `error` is what was raised: None after success and after a
+    `Skip`, and there where `on_error` passes over it. `attempt` counts from 1.
     """
 
     group: str
@@ -59,6 +63,8 @@ class Histories(Recorder):
         super().__init__()
         self.also: Recorder | None = None
         """Somebody else who is told of it."""
+        self.by_hand: set[tuple[TopicPartition, int]] = set()
+        """Records that no app wrote: a test sent them, or they were there before anybody watched."""
         self._common: list[Event] = []
         self._of: dict[str, History] = {}
         self._members = 0
@@ -109,17 +115,16 @@ class Witness:
             tp = TopicPartition(topic, partition)
             sign = membership_sign(self._lease_from)
             self._history.note("start", self._member, tp, raw.offset, raw.key, sign)
-            ended: tuple[Ended, BaseException | None] = ("success", None)
+            raised: BaseException | None = None
+            result: object = None
             try:
-                result: object = await invoke(topic, partition, raw, attempt, generation)
-                if handler.judged and isinstance(result, Outcome):
-                    ended = _judged(result)
+                result = await invoke(topic, partition, raw, attempt, generation)
                 return result
             except BaseException as error:
-                ended = _raised(error)
+                raised = error
                 raise
             finally:
-                self._note_end(handler, tp, raw, attempt, ended)
+                self._note_end(handler, tp, raw, attempt, _ended(handler, result, raised), raised)
 
         return dataclasses.replace(handler, invoke=call)
 
@@ -134,9 +139,10 @@ class Witness:
         raw: RawRecord,
         attempt: int,
         ended: tuple[Ended, BaseException | None],
+        raised: BaseException | None,
     ) -> None:
         outcome, error = ended
-        if isinstance(error, NotStartedError):
+        if isinstance(raised, NotStartedError):
             self._history.note("end", self._member, tp, raw.offset, raw.key, "cancelled")
             return  # no attempt: it was given to a child process, which did not run it
         detail = {"success": "ok", "cancelled": "cancelled"}.get(outcome, "failed")
@@ -154,17 +160,26 @@ def note_departure(history: Recorder, member: str, departure: Departure) -> None
     history.note("done", member, tp, record.offset, record.key, departure.kind)
 
 
-def _judged(outcome: Outcome) -> tuple[Ended, BaseException | None]:
-    """What a middleware returned."""
-    return _OF_VERDICT[outcome.verdict], None if outcome.ok else outcome.error
-
-
-def _raised(error: BaseException) -> tuple[Ended, BaseException | None]:
-    """What an attempt raised; a handler's own CancelledError looks like a cancellation."""
-    if isinstance(error, Skip):
-        return "skipped", None
-    if isinstance(error, DecodeError):
-        return "undecodable", error
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled", error
-    return "failed", error
+def _ended(
+    handler: Handler, result: object, raised: BaseException | None
+) -> tuple[Ended, BaseException | None]:
+    """How the engine takes an attempt that returned `result`, or raised."""
+    if isinstance(raised, GeneratorExit):
+        return "cancelled", raised  # its loop is gone
+    running, task = CALL.get(None), asyncio.current_task()
+    worker = running.worker if isinstance(running, Call) else running
+    assert isinstance(worker, Worker)
+    assert task is not None
+    verdict, error = Verdict.SUCCESS, raised
+    if raised is None and handler.judged and isinstance(result, Outcome):
+        verdict, error = result.verdict, None if result.ok else result.error
+        if verdict is Verdict.FAILED and worker.cancel_reason is not None:
+            raised = error or RuntimeError("no reason given")
+    if raised is not None:
+        try:
+            verdict, error = classify(worker, task, raised)
+        except BaseException:  # noqa: BLE001 - it settles nothing, whatever it was
+            return "cancelled", raised
+    if verdict is Verdict.FAILED and on_failure(handler.rules, error) == "skip":
+        return "skipped", error
+    return _OF_VERDICT[verdict], None if isinstance(error, Skip) else error

@@ -167,6 +167,26 @@ async def test_status_is_the_whole_snapshot(client: httpx.AsyncClient) -> None:
     assert group["handlers"][0]["topics"] == ["orders"]
 
 
+async def test_status_is_text_for_people(client: httpx.AsyncClient, fake: FakeApp) -> None:
+    """`/status?format=text`: what is wrong first, then handlers and partitions with what they wait for."""
+    reason = "its breaker is open: 9 of 9 calls failed"
+    held = replace(HANDLER, hold_reason=reason, hold_duration_seconds=12.3)
+    fake.now = replace(WELL, ready=False, not_ready=("why",), groups=(replace(GROUP, handlers=(held,)),))
+    answer = await client.get("/status?format=text")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.text.splitlines() == [
+        "shop 0.1.0, up for 4 s: live, NOT READY",
+        "  not ready: why",
+        "",
+        "group billing: joined, generation 3, 7 of 5000 records in flight",
+        "  handler bill of orders (async): 2 of 100 run, 0 wait for a retry; 17 succeeded, 1 failed",
+        f"    for 12 s: {reason}",
+        "  orders[0]: open, committed 8, lag 15, 7 in flight",
+        "    offset 10: running in handler bill for 1.5 s",
+    ]
+
+
 async def test_metrics_in_the_format_asked_for(client: httpx.AsyncClient) -> None:
     """`/metrics` speaks the classic text format, or OpenMetrics to who accepts it."""
     classic = await client.get("/metrics")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncpar.admin.filters import LetterFilter, moment_ms
+from asyncpar.admin.filters import LetterFilter, NamesSeen, moment_ms
 from asyncpar.errors import ConfigurationError
 from tests.admin.letters import letter, read_back, stray
 
@@ -43,6 +43,37 @@ def test_all_options_must_hold() -> None:
     """One that does not is enough."""
     assert LetterFilter(handler="bill", key="acme").accepts(LETTER)
     assert not LetterFilter(handler="bill", key="other").accepts(LETTER)
+
+
+def test_names_that_no_letter_has_are_answered_with_those_that_there_are() -> None:
+    """For what is compared as a whole: who wrote a part, or misspelled it, sees what to write."""
+    names = NamesSeen()
+    assert names.hints(LetterFilter(handler="bill")) == [], "nothing was read"
+    for one in (letter(handler="app.bill"), letter(handler="app.mail", reason="permanent"), stray()):
+        names.note(read_back(one))
+    wanted = LetterFilter(handler="bill", reason="permanent", origin_topic="order")
+    assert names.hints(wanted) == [
+        "no letter has --origin-topic order; there are: orders",
+        "no letter has --handler bill; there are: app.bill, app.mail",
+    ]
+    for number in range(100):
+        names.note(read_back(letter(handler=f"h{number:02}")))
+    assert names.hints(LetterFilter(handler="x"))[0].endswith("h16, h17, ...")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"since_ms": 5, "until_ms": 5}, "--since is not before --until"),
+        ({"min_attempts": 3, "max_attempts": 2}, "--min-attempts 3 is above --max-attempts 2"),
+    ],
+)
+def test_options_that_no_letter_can_hold_for_together_are_refused(
+    options: dict[str, int], message: str
+) -> None:
+    """Instead of a search that finds nothing."""
+    with pytest.raises(ConfigurationError, match=message):
+        LetterFilter(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from asyncpar.admin.filters import LetterFilter
 from asyncpar.admin.purge import Cut, PurgeRequest, carry_out, plan
 from asyncpar.errors import ConfigurationError
-from asyncpar.records import TopicPartition
+from asyncpar.records import Committed, TopicPartition
 from tests.admin.letters import DLQ, Cluster, letter
 
 TP0, TP1 = TopicPartition(DLQ, 0), TopicPartition(DLQ, 1)
@@ -49,6 +49,16 @@ async def test_what_was_replayed_goes_up_to_the_first_gap() -> None:
     await cluster.replay(wanted=LetterFilter(handler="mail"))
     asked = PurgeRequest(DLQ, "replayed", group="replays")
     assert await plan(cluster.log, asked) == {TP0: Cut(0, 2, 7, stays=2)}
+
+
+async def test_what_was_replayed_of_an_earlier_topic_of_that_name_deletes_nothing() -> None:
+    """The group remembers letters beyond the end: those that are there now were never replayed."""
+    cluster = filled()
+    cluster.broker.store_offsets("replays", {TP0: Committed(10, "")})
+    with pytest.raises(
+        ConfigurationError, match="up to offset 10, but it ends at 5: the topic was made anew"
+    ):
+        await plan(cluster.log, PurgeRequest(DLQ, "replayed", group="replays"))
 
 
 async def test_an_offset_needs_one_partition() -> None:

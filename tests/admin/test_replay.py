@@ -198,6 +198,19 @@ async def test_a_double_of_a_letter_that_was_left_is_written() -> None:
     assert (report.doubles, report.replayed.total(), report.filtered) == (0, 1, 1)
 
 
+async def test_a_double_of_a_letter_that_was_replayed_before_is_not_written() -> None:
+    """Wherever it lies: below all that is remembered, above it, in a partition that is read later."""
+    cluster = Cluster(partitions=2)
+    cluster.put(letter(1), letter(2), letter(1), partition=0)
+    cluster.put(letter(4, key=None, handler="mail"), partition=1)
+    await cluster.replay(limit=1)
+    await cluster.replay(wanted=LetterFilter(handler="mail"))
+    cluster.put(letter(4, key=None, handler="mail"), partition=0)
+    report = await cluster.replay()
+    assert (report.doubles, report.replayed.total()) == (2, 1)
+    assert cluster.values() == values(1, 4, 2)
+
+
 async def test_it_ends_before_a_letter_that_could_not_be_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written that the metadata has no room for, so nothing is doubled later."""
     monkeypatch.setattr(offset_codec, "encode", partial(offset_codec.encode, max_chars=64))
@@ -340,9 +353,10 @@ async def test_a_topic_that_was_made_anew_is_not_taken_for_replayed() -> None:
     """The group remembers more than there is: it is refused, and --again begins at the beginning."""
     cluster = Cluster()
     cluster.put(letter(1))
-    cluster.broker.store_offsets("replays", {TP: Committed(9, "")})
-    with pytest.raises(ConfigurationError, match="the topic was made anew"):
-        await cluster.replay()
+    for remembered in (Committed(9, ""), Committed(0, offset_codec.encode(TP, 0, [(1, 2)]).text)):
+        cluster.broker.store_offsets("replays", {TP: remembered})
+        with pytest.raises(ConfigurationError, match="the topic was made anew"):
+            await cluster.replay()
     assert (await cluster.replay(again=True)).replayed.total() == 1
     assert cluster.broker.committed("replays")[TP] == Committed(1, "")
 

@@ -1,10 +1,19 @@
 """The start banner promises what the settings and handlers say, and nothing else."""
 
+from pathlib import Path
+
 import pytest
 
-from asyncpar import topic
+from asyncpar import RateLimit, topic
 from asyncpar.app import App
-from asyncpar.cli.banner import banner, banner_fields, chosen_settings, guarantees, handler_table
+from asyncpar.cli.banner import (
+    banner,
+    banner_fields,
+    chosen_for_handlers,
+    chosen_settings,
+    guarantees,
+    handler_table,
+)
 from asyncpar.groups import DeclaredGroup, declare_groups
 from asyncpar.policies import Retry
 from asyncpar.settings_sources import Loaded, load
@@ -102,6 +111,46 @@ def test_promises_follow_the_settings(settings: dict[str, object], says: str):
     """A changed setting changes the sentence about it."""
     groups, loaded = _declared(**settings)
     assert any(says in sentence for sentence in guarantees(groups, loaded.settings))
+
+
+def test_what_each_handler_was_given_is_listed_with_its_origin(tmp_path: Path):
+    """From its table, by line, else its decorator, else a setting that somebody chose; no defaults."""
+    toml = tmp_path / "asyncpar.toml"
+    toml.write_text('dead_letter = ".dlq"\n[handlers."pay"]\nattempts = 8\nnot_on = ["ValueError"]\n')
+    app = App(group="billing")
+
+    @app.topic(
+        "payments",
+        name="pay",
+        retry=Retry(attempts=5, max_ms=60_000),
+        on_error={LookupError: "skip"},
+        timeout_ms=5_000,
+        rate_limit=RateLimit(per_second=10, burst=2),
+    )
+    async def pay(body: bytes) -> None: ...
+
+    @app.topic("mails", name="mail", dead_letter=False)
+    async def mail(body: bytes) -> None: ...
+
+    loaded = load(toml=toml, env={"ASYNCPAR_RETRY_ATTEMPTS": "3"}, app_values=app.given_settings)
+    app.configure(loaded)
+    groups = app.groups()
+    table = f'{toml} line {{}}, [handlers."pay"]'
+    expected = [
+        "pay: timeout_ms = 5000 (@topic(...))",
+        f"pay: attempts = 8 ({table.format(3)})",
+        "pay: max_ms = 60000 (@topic(...))",
+        f"pay: not_on = ValueError ({table.format(4)})",
+        "pay: on_error = LookupError: skip (@topic(...))",
+        f"pay: dead_letter = .dlq ({toml})",
+        "pay: rate_limit = RateLimit(per_second=10, burst=2, max_keys=10000) (@topic(...))",
+        "mail: attempts = 3 (variable ASYNCPAR_RETRY_ATTEMPTS)",
+        "mail: dead_letter = none (@topic(...))",
+    ]
+    assert chosen_for_handlers(groups, loaded) == expected
+    text = banner("app", "1", groups, loaded, colour=False)
+    assert "\nWhat handlers were given\n  pay: timeout_ms = 5000 (@topic(...))\n" in text
+    assert banner_fields(groups, loaded)["handler_settings"] == expected
 
 
 def test_only_chosen_settings_are_listed_with_their_origin():

@@ -24,6 +24,7 @@ COMMANDS = ("list", "show", "replay", "purge")
         (("show", "t", "0"), "Missing argument 'OFFSET'"),
         (("list", "t", "--since", "yesterday"), "'yesterday' is no time: write 30s, 15m, 2h"),
         (("list", "t", "--limit", "0"), "0 is not in the range x>=1"),
+        (("list", "t", "--since", "1h", "--until", "2h"), "--since is not before --until"),
         (("replay", "t", "--to", "t"), "cannot be replayed to the topic in which they lie"),
         (("replay", "t", "--rate", "0"), "is not in the range"),
         (("replay", "t", "--commit-every", "0"), "is not in the range"),

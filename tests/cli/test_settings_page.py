@@ -2,6 +2,8 @@
 
 from asyncpar.cli.settings_page import page
 from asyncpar.settings import KNOBS
+from asyncpar.settings_handlers import HANDLER_KEYS
+from asyncpar.topics import OVERRIDABLE
 from tests.cli.program import ROOT
 
 
@@ -15,3 +17,10 @@ def test_every_knob_has_an_entry():
     text = page()
     for name in KNOBS:
         assert text.count(f"### `{name}`\n") == 1
+
+
+def test_every_key_of_a_handlers_table_is_listed():
+    """With the engine-wide setting that it beats, if there is one."""
+    assert HANDLER_KEYS.keys() == OVERRIDABLE
+    assert {key.knob for key in HANDLER_KEYS.values()} - {None} <= set(KNOBS)
+    assert "| `attempts` | total runs" in page()

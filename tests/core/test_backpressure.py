@@ -43,6 +43,8 @@ class IntakeMachine(RuleBasedStateMachine):
         self.partitions: list[Partition] = []
         self.intake = Backpressure(_limits(1))
         self.last_chunk_bytes = 0
+        self.above_reserves = 0
+        """Bytes of what starving partitions got in records that are larger than their reserve."""
 
     @initialize(
         count=st.integers(1, 4),
@@ -76,6 +78,21 @@ class IntakeMachine(RuleBasedStateMachine):
             self.intake.admitted(tracker_of(partition).admit(chunk))
             self.last_chunk_bytes += sum(map(payload_bytes, chunk))
 
+    @rule(first=st.integers(0, 3), size=st.integers(0, 300))
+    def fetch_starving(self, first: int, size: int) -> None:
+        """While the group is full a fetch delivers to one that starves all that was asked for."""
+        self.intake.wanted(self.partitions)
+        if not self.intake.is_full:
+            return
+        wanted, room = self.intake.starving(self.partitions)
+        assert bool(wanted) is bool(room)
+        assert room <= self.intake.limits.poll_batch_size
+        for partition in wanted[first % len(wanted) :][:1] if wanted else []:
+            position = tracker_of(partition).position
+            chunk = [FakeRecord(position + n, b"k", b"v" * size) for n in range(room)]
+            self.intake.admitted(tracker_of(partition).admit(chunk))
+            self.above_reserves += max(0, size + 1 - self.intake.limits.reserved_bytes(len(self.partitions)))
+
     @precondition(lambda self: any(partition.in_flight for partition in self.partitions))
     @rule(data=st.data(), count=st.integers(1, 80))
     def complete(self, data: st.DataObject, count: int) -> None:
@@ -92,7 +109,8 @@ class IntakeMachine(RuleBasedStateMachine):
         limits, held = self.intake.limits, [partition.in_flight for partition in self.partitions]
         assert sum(held) <= limits.max_in_flight
         assert max(held, default=0) <= limits.per_partition(len(held))
-        assert bytes_held(self.partitions) <= limits.max_in_flight_bytes + self.last_chunk_bytes
+        most = limits.max_in_flight_bytes + self.last_chunk_bytes + self.above_reserves
+        assert bytes_held(self.partitions) <= most
 
     def teardown(self) -> None:
         """With nothing in flight everything is wanted, whatever went before."""
@@ -143,6 +161,65 @@ def test_a_full_partition_does_not_hold_back_the_others() -> None:
     assert intake.wanted(partitions) == ([free], 50)
     assert full.backpressure
     assert not intake.records_active
+
+
+def test_what_fills_the_group_leaves_the_others_their_reserve() -> None:
+    """Half of the limit is shared out: four partitions have 125 of 1,000 records each for themselves."""
+    stuck, *others = partitions = _partitions(4)
+    intake = Backpressure(_limits(1_000, per_partition=1_000, poll_batch_size=50))
+    _fill(stuck, 576)
+    assert intake.wanted(partitions) == ([], 0)
+    assert intake.records_active
+    assert intake.starving(partitions) == (others, 50)
+    _fill(others[0], 63)
+    assert intake.wanted(partitions) == ([], 0)
+    assert intake.starving(partitions) == (others[1:], 50)
+    _empty(others[0], 1)
+    assert intake.starving(partitions) == (others, 50)
+    assert _limits(1_000, per_partition=100).reserve(4) == 100
+
+
+def test_a_reserve_waits_for_what_was_let_in_when_there_were_fewer_partitions() -> None:
+    """The whole limit was one partition's; the limit stands, also for those that joined it."""
+    stuck, other = partitions = _partitions(2)
+    intake = Backpressure(_limits(16))
+    _fill(stuck, 15)
+    assert intake.wanted(partitions) == ([], 0)
+    assert intake.starving(partitions) == ([other], 1)
+    _fill(stuck, 1)
+    assert intake.starving(partitions) == ([], 0)
+
+
+def test_where_the_limit_is_smaller_than_two_for_each_partition_nothing_is_reserved() -> None:
+    """A limit of one record means one."""
+    stuck, _ = partitions = _partitions(2)
+    intake = Backpressure(_limits(1))
+    _fill(stuck, 1)
+    assert intake.wanted(partitions) == ([], 0)
+    assert intake.starving(partitions) == ([], 0)
+
+
+def test_what_fills_the_bytes_leaves_the_others_a_record_at_a_time() -> None:
+    """Nobody knows how large the next records are: whoever holds nothing gets one."""
+    stuck, *others = partitions = _partitions(3)
+    intake = Backpressure(_limits(1_000, bytes_=8_000))
+    intake.admitted(tracker_of(stuck).admit([FakeRecord(n, None, b"v" * 1_000) for n in range(10)]))
+    assert intake.wanted(partitions) == ([], 0)
+    assert intake.bytes_active
+    assert intake.starving(partitions) == (others, 1)
+    _fill(others[0], 1)
+    assert intake.starving(partitions) == (others[1:], 1)
+
+
+def test_bytes_that_fit_beside_the_reserves_are_no_limit() -> None:
+    """Of 8,000 bytes one of two partitions may hold 6,000, and the other its reserve of 2,000."""
+    one, other = partitions = _partitions(2)
+    intake = Backpressure(_limits(1_000, bytes_=8_000))
+    intake.admitted(tracker_of(one).admit([FakeRecord(n, None, b"v" * 1_000) for n in range(5)]))
+    intake.admitted(tracker_of(other).admit([FakeRecord(n, None, b"v" * 500) for n in range(4)]))
+    assert intake.wanted(partitions)[0] == partitions
+    intake.admitted(tracker_of(one).admit([FakeRecord(5, None, b"v" * 1_000)]))
+    assert intake.wanted(partitions) == ([], 0)
 
 
 def test_a_limit_of_one_record_still_lets_one_in() -> None:
@@ -226,6 +303,6 @@ def test_a_smaller_share_after_a_rebalance_holds_back_what_has_too_much() -> Non
     """More partitions mean smaller shares: what is over drains, nothing more comes in meanwhile."""
     partitions = _partitions(4)
     intake = Backpressure(_limits(1_000, poll_batch_size=50))
-    _fill(partitions[0], 600)
+    _fill(partitions[0], 520)
     assert partitions[0] in intake.wanted(partitions[:1])[0]
     assert intake.wanted(partitions)[0] == partitions[1:]

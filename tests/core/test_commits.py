@@ -354,3 +354,29 @@ def test_failures_alone_are_committed_at_the_end_of_an_assignment_only() -> None
     last = draft(partition, budget)
     assert last is not None
     assert decode_attempts(TP, 2, last.committed.metadata) == {2: 5}
+
+
+def test_failures_that_were_given_back_are_committed_by_themselves() -> None:
+    """Else a process that is killed now leaves them to the next one as used up."""
+    handler, budget = ReadyQueue("bill"), MetadataBudget()
+    partition = opened(route=handler)
+    deliver(partition, records(0, 1, 2))
+    queues, running = queues_of(partition), take_all(handler)
+    settle_success(running[1])
+    queues.attempts.update({0: 3, 2: 1})
+    first = draft(partition, budget)
+    assert first is not None
+    settle(first, CommitAnswer.ACKNOWLEDGED, budget)
+    queues.attempts[0] = 2
+    given_back = draft(partition, budget)
+    assert given_back is not None
+    assert decode_attempts(TP, 0, given_back.committed.metadata) == {0: 2, 2: 1}
+    settle(given_back, CommitAnswer.RETRY, budget)
+    assert draft(partition, budget) is not None
+    settle(given_back, CommitAnswer.ACKNOWLEDGED, budget)
+    queues.attempts[2] = 2
+    assert draft(partition, budget) is None
+    queues.attempts.clear()
+    last = draft(partition, budget)
+    assert last is not None
+    assert last.committed == last.plain

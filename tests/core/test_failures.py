@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -155,6 +156,7 @@ def test_a_retry_after_may_be_free_of_charge() -> None:
     rules = _rules(1, max_age_ms=60_000)
     assert decide(rules, FAILED, Busy(delay_ms=10), 9, 0.5) == Decision(AGAIN, 0.01, is_free=True)
     assert _action(rules, Busy(delay_ms=10), 9, age_seconds=61.0) is HALT
+    assert _action(rules, Busy(delay_ms=90_000), 9, age_seconds=-inf) is AGAIN
 
 
 def _remote(kind: type[BaseException]) -> RemoteHandlerError:
@@ -192,6 +194,18 @@ def test_a_child_that_died_is_a_failure_and_at_the_second_time_the_end() -> None
         DEAD, reason="permanent"
     )
     assert _action(_rules(), WorkerDiedError("twice", is_final=True), may_travel=True) is HALT
+
+
+def test_a_time_out_of_ours_is_a_time_out_to_the_rules() -> None:
+    """Who names TimeoutError means `timeout_ms` too; who names OSError means the network."""
+    late = HandlerTimeoutError("late")
+    assert on_failure(_rules(not_on=(TimeoutError,)), late) == "dead_letter"
+    assert on_failure(_rules(not_on=(OSError,)), late) == "retry"
+    assert on_failure(_rules(not_on=(TimeoutError,)), ConnectionError()) == "retry"
+    asked = {OSError: "dead_letter", TimeoutError: "halt", Exception: "skip"}
+    assert on_failure(_rules(on_error=asked), late) == "halt"
+    assert on_failure(_rules(on_error={OSError: "halt", Exception: "skip"}), late) == "skip"
+    assert on_failure(_rules(on_error={TimeoutError: "halt", HandlerTimeoutError: "skip"}), late) == "skip"
 
 
 def test_on_is_about_what_handlers_raise() -> None:

@@ -113,19 +113,32 @@ def test_a_key_that_never_failed_costs_nothing() -> None:
 
 
 def test_keys_whose_cool_down_ended_are_told_once() -> None:
-    """In the order in which they ended; then the count of those diverted says so too."""
+    """In the order in which they ended; the count of those diverted says so without anybody being told."""
     keys = PoisonKeys(PoisonRules(failures=2))
     _fail(keys, A, 100.0, 2)
     _fail(keys, B, 101.0, 2)
-    assert keys.poisoned == 2
+    assert [keys.count_poisoned(now) for now in (101.0, 159.0, 160.5, 161.0)] == [2, 2, 1, 0]
     assert keys.forget_older(159.0) == []
     assert keys.forget_older(161.0) == [A, B]
     assert keys.forget_older(161.0) == []
-    assert (keys.poisoned, len(keys)) == (0, 2)
+    assert (keys.count_poisoned(161.0), len(keys)) == (0, 2)
     assert keys.forget_older(160.0 + 3600.5) == []
     assert len(keys) == 1
     keys.forget_older(161.0 + 3600.5)
     assert not keys
+
+
+def test_what_an_outage_did_is_forgiven_and_what_was_before_it_is_not() -> None:
+    """Rows and poisoned keys whose last failure came before it stay as they were."""
+    keys = PoisonKeys(PoisonRules(failures=2, cool_down_ms=60_000))
+    c, d = ("orders", b"c"), ("orders", b"d")
+    _fail(keys, A, 100.0, 2)
+    _fail(keys, B, 101.0, 1)
+    _fail(keys, c, 110.0, 2)
+    _fail(keys, d, 111.0, 1)
+    keys.forgive(110.0)
+    assert [keys.is_poisoned(key, 112.0) for key in (A, c)] == [True, False]
+    assert [keys.failed(key, 112.0) for key in (B, c, d)] == [True, False, False]
 
 
 def test_the_key_that_failed_longest_ago_is_forgotten_first() -> None:

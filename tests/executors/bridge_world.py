@@ -46,7 +46,7 @@ class PlannedFaults(LaneFaults):
         return planned.popleft() if planned else None
 
     def of_reply(self, batch: Batch) -> float | Literal["torn"]:
-        return self.replies.pop(batch.jobs[0].offset, 0.0)
+        return self.replies.pop(Job._make(batch.jobs[0]).offset, 0.0)
 
 
 class World:

@@ -146,6 +146,15 @@ def _flood() -> None:
         _LOGGER.warning("line %d %s", number, "x" * 1_000)
 
 
+def _fork() -> None:
+    """A process of its own, which logs."""
+    pid = os.fork()
+    if pid == 0:
+        _LOGGER.warning("from elsewhere")
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def _look_at_context() -> None:
     """Fails when an earlier record's value is still there."""
     if _SEEN.get():
@@ -190,6 +199,7 @@ DEEDS: dict[str, Callable[[], object]] = {
     "too much memory": lambda: len(b"x" * 2**32),
     "log": _log,
     "flood": _flood,
+    "fork": _fork,
     "context": _look_at_context,
     "environment": _tell_environment,
     "signals": _ask_who_holds_signals,

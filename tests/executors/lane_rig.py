@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncpar.executors.lane import ChildWork, ProcessLane, lanes
-from asyncpar.executors.lane_port import Batch, Death, Job, Reply
+from asyncpar.executors.lane_port import Batch, Death, Fields, Job, Reply
 
 MODULE = "tests.executors.child_handlers"
 SECONDS = 30.0
@@ -25,7 +25,7 @@ def work(handler: str = "obey", **given: Any) -> ChildWork:
     return ChildWork(**{"module": MODULE, "qualname": handler, "handler": handler, "group": "g", **given})
 
 
-def job(value: str | bytes | None, offset: int = 0, **given: Any) -> Job:
+def job(value: str | bytes | None, offset: int = 0, **given: Any) -> Fields:
     """One attempt on a record with `value`."""
     value = value.encode() if isinstance(value, str) else value
     fields: dict[str, Any] = {
@@ -40,7 +40,7 @@ def job(value: str | bytes | None, offset: int = 0, **given: Any) -> Job:
         "attempt": 1,
         "generation": 1,
     }
-    return Job(**{**fields, **given})
+    return tuple(Job(**{**fields, **given}))
 
 
 def batch(number: int, *values: str | bytes | None) -> Batch:

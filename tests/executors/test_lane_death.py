@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -117,6 +119,19 @@ async def test_a_child_that_cannot_be_talked_to_is_killed(
         assert await one.death() == Death("killed by SIGKILL", 1, 1, {})
         errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
         assert len(errors) == (deed == "nonsense")
+
+
+async def test_a_death_is_told_although_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for the pool would know more; that the process is gone is known without it."""
+
+    def refuse(_: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    async with rig() as one:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        one.lane.kill()
+        assert await one.death() == Death("ended, nobody knows how", 0, 0, {})
+        monkeypatch.undo()
 
 
 async def test_to_send_to_a_dead_child_is_nothing() -> None:

@@ -7,7 +7,7 @@ import pickle
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -110,3 +110,45 @@ def test_an_offer_to_a_parent_that_has_gone_is_nothing(ends: tuple[socket.socket
     pipe.offer("log", 1)
     with pytest.raises(OSError, match="pipe"):
         pipe.send("bye")
+
+
+class _Interrupted:
+    """A socket in the middle of whose sending something happens in the same thread, as in a finaliser."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self.inner = inner
+        self.happens: Callable[[], None] | None = None
+
+    def makefile(self, *given: Any, **named: Any) -> Any:
+        return self.inner.makefile(*given, **named)
+
+    def sendall(self, data: bytes) -> None:
+        self.inner.sendall(data[:5])
+        self._interrupt()
+        self.inner.sendall(data[5:])
+
+    def send(self, data: bytes, flags: int) -> int:
+        size = 5 if self._interrupt() else len(data)
+        return self.inner.send(bytes(data[:size]), flags)
+
+    def _interrupt(self) -> bool:
+        happens, self.happens = self.happens, None
+        if happens is not None:
+            happens()
+        return happens is not None
+
+
+@pytest.mark.timeout(30)
+def test_a_line_that_is_logged_in_the_middle_of_sending_stands_behind_it() -> None:
+    """It does not wait for what waits for it, and tears no frame apart."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = _Interrupted(theirs)
+        pipe = FramePipe(connection)  # type: ignore[arg-type]
+        connection.happens = lambda: pipe.offer("log", "while a reply is sent")
+        pipe.send("reply", 1)
+        assert messages(ours.recv(2**16)) == [("reply", 1), ("log", "while a reply is sent")]
+        connection.happens = lambda: pipe.offer("log", "while a line is sent")
+        pipe.offer("log", "a line")
+        pipe.send("bye")
+        assert messages(ours.recv(2**16)) == [("log", "a line"), ("log", "while a line is sent"), ("bye",)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
 import multiprocessing.forkserver
 import os
 import threading
@@ -16,6 +17,8 @@ import pytest
 
 from tests.executors.lane_rig import Rig, batch, is_running, until, work
 
+_SEMAPHORES = f"mp{os.getpid()}"
+"""How multiprocessing is to name those that this process makes."""
 CYCLES = int(os.environ.get("LANE_TEST_CYCLES", "200"))
 
 
@@ -35,9 +38,7 @@ def _left_behind() -> dict[str, int]:
         "descriptors of the fork server": len(list(Path(f"/proc/{server}/fd").iterdir())),
         "threads": threading.active_count(),
         "zombies": zombies,
-        "semaphores": len(
-            [path for path in Path("/dev/shm").glob("sem.*") if path.stat().st_uid == os.getuid()]
-        ),
+        "semaphores": len(list(Path("/dev/shm").glob(f"sem.{_SEMAPHORES}-*"))),
         "shared memory": Path("/proc/self/maps").read_text().count("pym-"),
     }
 
@@ -58,8 +59,10 @@ async def _crash(start_method: str, deed: str) -> int:
 @pytest.mark.parametrize(
     ("start_method", "cycles"), [("forkserver", CYCLES), ("spawn", max(3, CYCLES // 40))]
 )
-async def test_crashes_leak_nothing(start_method: str, cycles: int) -> None:
+async def test_crashes_leak_nothing(start_method: str, cycles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What there is after many crashes is what there was after the first few."""
+    me = multiprocessing.current_process()
+    monkeypatch.setitem(me._config, "semprefix", f"/{_SEMAPHORES}")  # type: ignore[attr-defined]
     for _ in range(3):
         await _crash(start_method, "kill")
     gc.collect()

@@ -52,6 +52,36 @@ async def test_levels_are_those_of_the_parent(
         assert [record.message for record in caplog.records if record.name == child_logger.name] == expected
 
 
+async def test_what_a_process_logs_that_the_handler_forks_is_not_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would stand in the middle of the child's own lines."""
+    async with rig() as one:
+        one.lane.send(batch(1, "fork", "log"))
+        assert (await one.reply()).run == 2
+    assert "from elsewhere" not in caplog.text
+    assert "it failed" in caplog.text
+
+
+async def test_a_filter_that_fails_costs_a_line_and_no_reply(
+    child_logger: logging.Logger, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the program's, and what it raises is shown; the child's word is heard all the same."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise LookupError(record.getMessage())
+
+    child_logger.addFilter(refuse)
+    try:
+        async with rig() as one:
+            one.lane.send(batch(1, "log"))
+            assert (await one.reply()).run == 1
+    finally:
+        child_logger.removeFilter(refuse)
+    assert "LookupError: it failed" in capsys.readouterr().err
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
 async def test_what_a_module_sets_up_at_import_is_replaced(
     start_method: str, caplog: pytest.LogCaptureFixture

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.executors.lane_rig import SECONDS
+import pytest
+
+from asyncpar.executors.lane import lanes
+from asyncpar.executors.lane_child import PRELOAD_VARIABLE
+from tests.executors.lane_rig import SECONDS, work
 
 ROOT = Path(__file__).parents[2]
 COUNTED = """
@@ -89,3 +95,11 @@ def test_a_module_that_raises_is_told_of_by_the_children(tmp_path: Path) -> None
     assert all(line in one for one in printed)
     assert len(printed) == 2
     assert len(imports) == 3
+
+
+def test_what_is_no_text_in_the_search_path_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may put a Path there: imports pass over it, and a start does not fail for it."""
+    searched = sys.path.copy()
+    monkeypatch.setattr(sys, "path", [*searched, Path("folder")])
+    lanes(work(), "forkserver")
+    assert json.loads(os.environ[PRELOAD_VARIABLE])["path"] == searched

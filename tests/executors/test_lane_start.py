@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -98,6 +102,35 @@ async def test_a_start_that_the_system_refuses_says_so(monkeypatch: pytest.Monke
     with pytest.raises(LaneStartError, match="did not start: OSError: too many processes"):
         await asyncio.wait_for(one.lane.start(), SECONDS)
     assert one.lane._socket is None
+
+
+@pytest.mark.parametrize("missing", ["a descriptor", "a thread", "the pool's thread"])
+async def test_a_start_for_which_the_system_has_nothing_left_says_so(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket, a thread, or the pool's own: whoever waits is told, and no process stays without work."""
+    launched: list[int] = []
+    start_thread = threading.Thread.start
+
+    def no_socket() -> NoReturn:
+        raise OSError(24, "Too many open files")
+
+    def no_thread(thread: threading.Thread) -> None:
+        if missing == "a thread" or type(thread) is not threading.Thread:
+            launched.extend(child.pid for child in multiprocessing.active_children() if child.pid)
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    if missing == "a descriptor":
+        monkeypatch.setattr(socket, "socketpair", no_socket)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+    one = Rig(work(), "forkserver")
+    with pytest.raises(LaneStartError, match="did not start: (OSError: .*open files|RuntimeError: .*thread)"):
+        await asyncio.wait_for(one.lane.start(), SECONDS)
+    monkeypatch.undo()
+    await until(lambda: not any(is_running(pid) for pid in launched), "the end of what was launched")
+    assert bool(launched) is (missing == "the pool's thread")
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
@@ -243,7 +276,7 @@ def test_a_child_holds_nothing_heavy(start_method: str) -> None:
     code = f"""
 import asyncio, sys, time
 from asyncpar.executors.lane import ChildWork, lanes
-from asyncpar.executors.lane_port import Batch, Job
+from asyncpar.executors.lane_port import Batch
 
 async def main():
     replies = asyncio.Queue()
@@ -251,7 +284,7 @@ async def main():
     lane = lanes(work, {start_method!r})(replies.put_nowait, print)
     await lane.start()
     lane.renew_lease(time.monotonic_ns() + 10**12)
-    lane.send(Batch(1, [Job("t", 0, 0, None, {HEAVY!r}.encode(), (), 0, 0, 1, 1)]))
+    lane.send(Batch(1, [("t", 0, 0, None, {HEAVY!r}.encode(), (), 0, 0, 1, 1)]))
     print(repr((await replies.get()).failures[0].message))
     await lane.close(10)
 

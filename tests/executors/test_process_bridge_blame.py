@@ -42,6 +42,25 @@ def test_a_crash_is_the_fault_of_the_record_that_ran(index: int, when: str) -> N
 
 
 @virtually
+async def test_two_children_that_die_at_once_blame_a_record_each() -> None:
+    """Neither death is taken for the other's, and both lanes are back."""
+    async with World(lanes=2) as world:
+        await world.warm()
+        world.faults.jobs[1].append("crash_before")
+        world.faults.jobs[6].append("crash_before")
+        world.seconds[0] = 0.02  # so that both are at it at the same moment
+        calls = world.run(*range(8))
+        first = ["ok", "WorkerDiedError", "NotStartedError", "NotStartedError"]
+        assert await ends(*calls) == [*first, "ok", "ok", "WorkerDiedError", "NotStartedError"]
+        for offset, call in ((1, calls[1]), (6, calls[6])):
+            with pytest.raises(WorkerDiedError, match=f"offset {offset}: killed by SIGSEGV"):
+                call.result()
+        await asyncio.sleep(0.1)
+        statistics = world.bridge.statistics
+        assert (statistics.lanes, statistics.restarts, statistics.blamed["crash"]) == (2, 2, 2)
+
+
+@virtually
 async def test_the_second_crash_of_a_record_is_final_and_says_both() -> None:
     """Also when others ran in between, and in another child."""
     async with World() as world:

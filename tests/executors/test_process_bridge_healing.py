@@ -226,6 +226,24 @@ async def test_a_child_that_dies_before_its_start_is_noticed_never_serves() -> N
 
 
 @virtually
+async def test_a_child_for_which_there_is_not_even_memory_to_share_is_tried_again() -> None:
+    """To make a lane may fail as well as to start it."""
+    async with World() as world:
+        await world.warm()
+
+        def refuse(*_: Any) -> ModelledLane:
+            world.make = world.children
+            raise OSError("no space left")
+
+        world.make = refuse
+        world.lane.die("killed by SIGKILL")
+        await asyncio.sleep(0.2)
+        statistics = world.bridge.statistics
+        assert (statistics.lanes, statistics.failed_starts) == (1, 1)
+        assert world.bridge.refusal is None
+
+
+@virtually
 async def test_a_young_child_that_we_kill_has_not_failed_to_start() -> None:
     """Whether or not it ran anything: that was ours to do."""
     async with World() as world:

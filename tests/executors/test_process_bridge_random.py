@@ -156,7 +156,7 @@ class Life:
             for serving in self.bridge._lanes:
                 call = serving.at(lane.progress()) if serving.port is lane else None
                 if call is not None:
-                    self.killed_at.add((call.job.offset, call.job.attempt))
+                    self.killed_at.add((call.place[2], Job._make(call.fields).attempt))
             lane.die("killed by SIGKILL")
 
     def freeze(self) -> None:

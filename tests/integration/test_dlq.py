@@ -112,6 +112,10 @@ async def test_list_is_a_table_of_what_the_options_ask_for(dlq: Dlq) -> None:
     assert "double of 0@0" in rows[2]
     ended = dlq.run("list", "--handler", "mail", "--json")
     assert [json.loads(line)["offset"] for line in ended.out.splitlines()] == [1]
+    assert dlq.run("list", "--handler", "mai", "--json").err.splitlines() == [
+        f"asyncpar: no such dead letter in {dlq.topic}",
+        "asyncpar: no letter has --handler mai; there are: bill, mail",
+    ]
 
 
 async def test_list_sees_committed_records_only_and_ends(dlq: Dlq) -> None:
@@ -180,6 +184,8 @@ async def test_a_replay_with_another_filter_finds_what_the_first_one_left(dlq: D
     await dlq.put(
         *(dlq.letter(number, reason="permanent" if number % 2 else "exhausted") for number in range(30))
     )
+    none = dlq.run("replay", "--reason", "perm")
+    assert none.err == "asyncpar: no letter has --reason perm; there are: exhausted, permanent\n"
     first = dlq.run("replay", "--reason", "permanent")
     assert first.out.startswith("replayed 15 letters"), first.err
     group = f"asyncpar-dlq-replay-{dlq.topic}"

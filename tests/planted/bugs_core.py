@@ -194,8 +194,8 @@ LIMITS = (
         "max-in-flight-ignored",
         "The group's limit of records holds nothing back.",
         "core.backpressure",
-        old="if self.records_active or self.bytes_active:",
-        new="if self.bytes_active:",
+        old="        self.records_active = _hysteresis(",
+        new="        self.records_active = False and _hysteresis(",
         checks=("BUDGET",),
     ),
     Bug(

@@ -16,7 +16,7 @@ from asyncpar.core.poison import PoisonRules
 from asyncpar.core.rate_limit import RateRules
 from asyncpar.errors import DecodeError, Permanent
 from asyncpar.records import Committed, RawRecord, TopicPartition
-from asyncpar.runtime import health, watchdog
+from asyncpar.runtime import health, snapshots, watchdog
 from asyncpar.runtime.admission import Gate
 from asyncpar.runtime.handlers import Admissions
 from tests.runtime.fakes import FakeConsumer, FakeProducer, FakeRecord, Running, handler, log, until
@@ -75,7 +75,7 @@ async def test_an_open_breaker_holds_fetching() -> None:
     consumer = FakeConsumer({**log("t", *("k" for _ in range(5))), **log("u", "x")})
 
     async def handle(_: RawRecord) -> None:
-        raise ConnectionError
+        raise ConnectionError("no route")
 
     async def fine(_: RawRecord) -> None:
         """Nothing fails here."""
@@ -88,6 +88,12 @@ async def test_an_open_breaker_holds_fetching() -> None:
         await consumer.revoke([T0])
         consumer.assign([T0, TopicPartition("t", 1), TopicPartition("u", 0)])
         await until(lambda: set(run.runtime.state.holds) == {T0, TopicPartition("t", 1)})
+        (held, _, _) = snapshots.group_status(run.runtime).partitions
+        why = "1 of 1 calls failed, the last with ConnectionError: no route; it tries again by itself"
+        assert held.hold_reason == f"the breaker of handler handle is open: {why}"
+        stopped, runs = snapshots.group_status(run.runtime).handlers
+        assert (stopped.hold_reason, runs.hold_reason) == (f"its breaker is open: {why}", None)
+        assert stopped.hold_duration_seconds > 0
         await until(lambda: consumer.stored.get(TopicPartition("u", 0)) == Committed(1, ""))
         await run.stop()
 

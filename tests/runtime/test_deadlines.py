@@ -186,13 +186,42 @@ async def test_an_extension_ends_with_its_record() -> None:
         await run.stop()
 
 
-def test_outside_of_a_handler_there_is_nothing_to_extend() -> None:
-    """Said clearly; as is a time that makes no sense."""
-    for call in (asyncpar.heartbeat, lambda: asyncpar.extend(5)):
-        with pytest.raises(RuntimeError, match="no handler call runs here"):
-            call()
-    with pytest.raises(ValueError, match="at least 1"):
-        asyncpar.extend(0)
+async def test_an_extension_ends_with_its_attempt() -> None:
+    """The next attempt of the same record, on the same worker, has the usual time."""
+    consumer, runs = FakeConsumer(log("t", "a")), 0
+
+    async def handle(_: RawRecord) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            asyncpar.extend(60_000)
+            raise ValueError
+        await asyncio.Event().wait()
+
+    async with Running(consumer, handler(handle, concurrency=1, timeout_seconds=0.05)) as run:
+        await until(lambda: run.runtime.state.pools[0].timeouts == 1)
+
+
+async def test_a_heartbeat_of_a_call_that_has_ended_keeps_no_other_one_alive() -> None:
+    """A task that a handler left behind beats for nobody, also while its worker runs the next record."""
+    consumer, beating = FakeConsumer(log("t", "first", "hangs")), list[asyncio.Task[None]]()
+
+    async def beat() -> None:
+        while True:
+            asyncpar.heartbeat()
+            await asyncio.sleep(0.01)
+
+    async def handle(record: RawRecord) -> None:
+        if record.key == b"first":
+            beating.append(asyncio.create_task(beat()))
+            return
+        await asyncio.Event().wait()
+
+    async with Running(consumer, handler(handle, concurrency=1, timeout_seconds=0.05)) as run:
+        await until(lambda: run.runtime.state.pools[0].timeouts == 1)
+        assert run.runtime.state.pools[0].retired == 0
+        assert not beating[0].done()
+        beating[0].cancel()
 
 
 async def test_an_idle_handler_is_looked_at_once_per_time_out() -> None:

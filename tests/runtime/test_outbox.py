@@ -18,7 +18,6 @@ from asyncpar.errors import DecodeError, DrainIncompleteError, PublishError, Unk
 from asyncpar.ports import Late
 from asyncpar.records import Committed, OutgoingRecord, RawRecord, TopicPartition
 from asyncpar.runtime import outbox, snapshots
-from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Admissions, Handler
 from tests.runtime.fakes import FakeConsumer, FakeProducer, FakeRecord, Running, handler, limits, log, until
 
@@ -82,15 +81,16 @@ async def test_a_record_that_is_given_up_is_done_once_its_topic_has_it() -> None
     assert producer.is_stopped
 
 
-async def test_metadata_only_leaves_the_value_out() -> None:
+async def test_metadata_only_leaves_the_value_out(caplog: pytest.LogCaptureFixture) -> None:
     """And says so."""
     consumer, producer = FakeConsumer(log("t", "bad")), FakeProducer()
-    async with Running(consumer, failing(b"bad", metadata_only=True), producer=producer) as run:
+    async with Running(consumer, failing(b"bad", attempts=1, metadata_only=True), producer=producer) as run:
         await until(lambda: consumer.stored.get(T0) == Committed(1, ""))
         await run.stop()
     (letter,) = producer.sent
     assert letter.value is None
     assert headers.text(letter.headers, headers.PAYLOAD) == "metadata_only"
+    assert "handler handle: t[0] offset 0 goes to t.dlq (exhausted, 1 attempt)" in caplog.messages
 
 
 async def test_nothing_is_done_before_the_acknowledgement_and_its_key_waits() -> None:
@@ -169,34 +169,61 @@ async def test_a_letter_that_may_be_there_is_waited_for_and_not_sent_anew() -> N
     assert offsets(producer) == [0]
 
 
-async def test_a_record_that_comes_as_the_last_one_has_left_leaves_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Between the last step of a partition's sender and its end nothing is forgotten."""
-    take, let_go = outbox.Outbox.take, GroupState.let_go
-    late: list[outbox.Departure] = []
+async def test_a_letter_without_an_answer_holds_only_its_own_key() -> None:
+    """The leader of its topic is away; what leaves the partition for another topic leaves, now and later."""
 
-    def take_later(self: outbox.Outbox, departure: outbox.Departure) -> None:
-        if departure.record.offset == 1:
-            late.append(departure)
-        else:
-            take(self, departure)
+    class HalfAway(FakeProducer):
+        async def send(
+            self, record: OutgoingRecord, timeout_s: float, late: Late | None = None
+        ) -> tuple[TopicPartition, int]:
+            if record.topic == "a.dlq":
+                await asyncio.Event().wait()
+            return await super().send(record, timeout_s, late)
 
-    def let_go_and_take(self: GroupState, tp: TopicPartition, what: str) -> None:
-        let_go(self, tp, what)
-        if late:  # runs when the sender's step is over, and before anybody hears that it has ended
-            asyncio.get_running_loop().call_soon(take, self.outbox, late.pop())
+    consumer = FakeConsumer(log("t", "a", "b1", "b2"))
+    producer = HalfAway(topics={"a.dlq": 1, "b.dlq": 1})
+    go_on = asyncio.Event()
 
-    monkeypatch.setattr(outbox.Outbox, "take", take_later)
-    monkeypatch.setattr(GroupState, "let_go", let_go_and_take)
-    consumer, producer = FakeConsumer(log("t", "bad", "worse")), FakeProducer(hold=asyncio.Event())
-    async with Running(consumer, failing(b"bad", b"worse", attempts=1), producer=producer) as run:
-        await until(lambda: bool(late))
-        assert producer.hold is not None
-        producer.hold.set()
-        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
-        await run.stop()
-    assert offsets(producer) == [0, 1]
+    async def fail(record: RawRecord) -> None:
+        if record.key == b"b2":
+            await go_on.wait()
+        raise ValueError
+
+    a = handler(fail, name="a", match=lambda _, raw: raw.key == b"a", attempts=1, dead_letter="a.dlq")
+    b = handler(fail, name="b", match=lambda _, raw: raw.key != b"a", attempts=1, dead_letter="b.dlq")
+    async with Running(consumer, a, b, producer=producer, shutdown_drain_timeout_ms=50) as run:
+        await until(lambda: len(producer.sent) == 1)
+        go_on.set()
+        await until(lambda: len(producer.sent) == 2)
+        assert run.runtime.state.outbox is not None
+        assert run.runtime.state.outbox.waiting(T0) == {0}
+    assert [letter.key for letter in producer.sent] == [b"b1", b"b2"]
+
+
+async def test_a_letter_that_waits_for_its_budget_holds_no_letter_of_another_handler() -> None:
+    """The partition is held for as long as it waits, with its reason; what was fetched before leaves."""
+    consumer, producer = FakeConsumer(log("t", "a1", "a2", "b1", "b2")), FakeProducer()
+    go_on = asyncio.Event()
+
+    async def fail(record: RawRecord) -> None:
+        if record.key == b"b2":
+            await go_on.wait()
+        raise ValueError
+
+    budget = Admissions(budget=BudgetRules(share=0.0, at_least=1, window_ms=60_000))
+    parts = partial(handler, fail, attempts=1, dead_letter=".dlq")
+    a = parts(name="a", match=lambda _, raw: (raw.key or b"")[:1] == b"a", admissions=budget)
+    b = parts(name="b", match=lambda _, raw: (raw.key or b"")[:1] == b"b")
+    async with Running(consumer, a, b, producer=producer, shutdown_drain_timeout_ms=50) as run:
+        await until(lambda: T0 in run.runtime.state.holds and len(producer.sent) == 2)
+        go_on.set()
+        await until(lambda: len(producer.sent) == 3)
+        await until(
+            lambda: run.runtime.state.outbox is not None and run.runtime.state.outbox.count_waiting() == 1
+        )
+        assert list(run.runtime.state.holds[T0].values()) == [
+            "the dead-letter budget of handler a is used up"
+        ]
 
 
 async def test_one_that_is_too_large_does_not_hold_up_the_others_of_its_batch() -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from asyncpar import headers
+from asyncpar.core.breaker import BreakerRules
+from asyncpar.core.rate_limit import RateRules
 from asyncpar.errors import AuthorizationError, FetchError
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from asyncpar.runtime import health, unreadable
-from tests.runtime.fakes import FakeConsumer, FakeRecord, Running, handler, limits, log, until
+from asyncpar.runtime.handlers import Admissions
+from tests.runtime.fakes import FakeConsumer, FakeProducer, FakeRecord, Running, handler, limits, log, until
 
 T0 = TopicPartition("t", 0)
 T1 = TopicPartition("t", 1)
+U0 = TopicPartition("u", 0)
 
 
 async def nothing(record: RawRecord) -> None:
@@ -122,9 +128,13 @@ async def test_a_partition_that_is_opening_is_not_asked_for() -> None:
         await run.stop()
 
 
-async def test_waiting_for_one_slow_record_is_no_busy_loop() -> None:
-    """While one record runs, each fetch may wait at the client for at least 50 ms."""
-    consumer = FakeConsumer(log("t", "slow"))
+@pytest.mark.parametrize(("is_full", "timeout_ms"), [(False, 200), (True, 50)])
+async def test_a_fetch_waits_for_long_unless_it_could_soon_ask_for_more(
+    is_full: bool, timeout_ms: int
+) -> None:
+    """What is asked for wakes it; a partition at its limit is asked for again when its records end."""
+    logs = log("t", *(["slow"] * 20 if is_full else ["slow"])) | log("t", partition=1)
+    consumer = FakeConsumer(logs)
     waits: list[int] = []
     original = consumer.fetch
     release = asyncio.Event()
@@ -138,9 +148,14 @@ async def test_waiting_for_one_slow_record_is_no_busy_loop() -> None:
     async def handle(record: RawRecord) -> None:
         await release.wait()
 
-    async with Running(consumer, handler(handle)) as run:
+    tight = limits(max_in_flight=100, per_partition=20, batch=10)
+    async with Running(consumer, handler(handle), limits=tight) as run:
+        partitions = run.runtime.state.partitions
+        await until(lambda: T0 in partitions and bool(partitions[T0].in_flight))
+        await until(lambda: partitions[T0].backpressure is is_full)
+        waits.clear()
         await until(lambda: len(waits) > 10)
-        assert min(waits) >= 50
+        assert set(waits[1:]) == {timeout_ms}
         release.set()
         await run.stop()
 
@@ -162,7 +177,7 @@ async def test_intake_that_is_held_back_is_looked_at_less_often_while_nothing_en
         await until(lambda: poller.backpressure.records_active)
         pauses = [poller._pause_while_held() for _ in range(6)]
         assert pauses == sorted(pauses)
-        assert pauses[-1] == 0.04
+        assert pauses[-1] == 0.08
         release.set()
         await until(lambda: consumer.stored.get(T0) == Committed(10, ""))
         await run.stop()
@@ -202,7 +217,8 @@ async def test_a_record_that_cannot_be_read_halts_its_partition_and_costs_the_ot
         assert reason.startswith(
             "offset 2: it cannot be read (UnicodeDecodeError: 'utf-8' codec can't decode"
         )
-        assert health.not_ready(run.runtime) == [f"t[0] is halted: {reason}"]
+        (why,) = health.not_ready(run.runtime)
+        assert why.startswith(f"t[0] is halted: {reason} (for ")
         failed = [at for at, asked in enumerate(consumer.asked) if T0 in asked]
         between = consumer.asked[failed[-5] : failed[-1]]
         assert len([asked for asked in between if asked == {T1}]) > 5
@@ -276,3 +292,60 @@ async def test_a_fault_that_is_not_about_the_bytes_never_halts(monkeypatch: pyte
         await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
         assert health.not_ready(run.runtime) == []
         await run.stop()
+
+
+NO_END_MS = 600_000
+STUCK: dict[str, dict[str, Any]] = {
+    "breaker": {"admissions": Admissions(breaker=BreakerRules(1.0, 5, 10_000, NO_END_MS, 1, 1, NO_END_MS))},
+    "dead letters": {"attempts": 1, "dead_letter": "t.dlq"},
+    "rate limit": {"admissions": Admissions(rate=RateRules(0.001, 1))},
+    "hanging": {},
+}
+
+
+@pytest.mark.parametrize("why", STUCK)
+async def test_what_cannot_go_on_does_not_starve_another_handler(why: str) -> None:
+    """One topic's records fill what the group may hold, for as long as it lasts: the other's still come."""
+    consumer = FakeConsumer({**log("t", *(f"k{at}" for at in range(300))), U0: []})
+    done: list[int] = []
+    full = asyncio.Event()
+
+    async def stuck(record: RawRecord) -> None:
+        await full.wait()
+        if why == "hanging":
+            await asyncio.Event().wait()
+        raise ConnectionError
+
+    async def fine(record: RawRecord) -> None:
+        done.append(record.offset)
+
+    handlers = handler(stuck, name="stuck", **STUCK[why]), handler(fine, "u", name="fine")
+    producer, tight = FakeProducer(hold=asyncio.Event()), limits(max_in_flight=100, batch=10)
+    async with Running(consumer, *handlers, producer=producer, limits=tight) as run:
+        state = run.runtime.state
+        await until(lambda: T0 in state.partitions and state.partitions[T0].in_flight > 60)
+        full.set()
+        consumer.logs[U0].extend(FakeRecord(at, b"u%d" % at) for at in range(60))
+        await until(lambda: len(done) == 60)
+        assert sum(partition.in_flight for partition in state.partitions.values()) <= 100
+
+
+async def test_what_is_not_due_fills_the_bytes_of_no_other_handler() -> None:
+    """A chunk of delayed records that is larger than the limit leaves the others a record at a time."""
+    tomorrow = ((headers.NOT_BEFORE, b"4102444800000"),)
+    late = [FakeRecord(at, b"k%d" % at, b"x" * 1_000, tomorrow) for at in range(10)]
+    consumer, done = FakeConsumer({T0: late, U0: []}), list[int]()
+
+    async def handle(record: RawRecord) -> None:
+        done.append(record.offset)
+
+    handlers = (
+        handler(handle, name="later", admissions=Admissions(honours_delays=True)),
+        handler(handle, "u", name="now"),
+    )
+    async with Running(consumer, *handlers, limits=limits(max_bytes=8_000)) as run:
+        await until(lambda: T0 in run.runtime.state.holds)
+        consumer.logs[U0].extend(FakeRecord(at, b"u%d" % at) for at in range(5))
+        await until(lambda: done == [0, 1, 2, 3, 4])
+        assert run.runtime.session is not None
+        assert run.runtime.session.poller.backpressure.bytes_active

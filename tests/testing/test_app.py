@@ -25,6 +25,7 @@ from asyncpar.errors import (
     ConfigurationError,
     DecodeError,
     DrainIncompleteError,
+    HandlerTimeoutError,
     SettingError,
     UnknownTopicError,
 )
@@ -222,7 +223,7 @@ async def test_retries_are_seen() -> None:
     assert [str(error) for error in kafka.errors] == ["attempt 1", "attempt 2"]
     last = kafka.handled[-1]
     assert last == Handled("billing", "bill", "orders", 0, 0, b"ada", 3, "success")
-    assert kafka.check().counts["handled"] == 1
+    assert kafka.check().is_ok
 
 
 async def test_a_halt_is_raised_with_what_the_handler_raised() -> None:
@@ -879,3 +880,68 @@ async def test_dead_letters_and_retry_topics_work_without_a_broker() -> None:
     (letter,) = letters
     assert (letter.key, letter.value) == (b"k", b"1")
     assert letter.header("x-asyncpar-reason") == b"exhausted"
+
+
+# -- what rules pass over, end and hold ----------------------------------------------------------
+
+
+async def test_what_on_error_passes_over_is_skipped() -> None:
+    """It counts as skipped, in the status and for the test, with what was raised; and it is not lost."""
+    app = App(group="billing")
+
+    @app.topic("orders", on_error={LookupError: "skip"})
+    async def bill(value: bytes) -> None:
+        raise KeyError("no such customer")
+
+    async with TestApp(app) as kafka:
+        await kafka.send("orders", b"x", key="k")
+        await kafka.settled()
+        (handler,) = app.status().groups[0].handlers
+    assert (handler.skipped, handler.failed) == (1, 0)
+    assert outcomes(kafka) == [(0, 1, "skipped")]
+    assert [type(error) for error in kafka.errors] == [KeyError]
+    assert kafka.check().is_ok
+
+
+async def test_a_time_out_is_a_failure_with_a_name() -> None:
+    """Not a cancellation like those of a stop; rules on TimeoutError match it."""
+    app = App(group="billing")
+
+    @app.topic("orders", timeout_ms=10, retry=Retry(not_on=TimeoutError), dead_letter=".dlq")
+    async def bill(value: bytes) -> None:
+        await asyncio.Event().wait()
+
+    async with TestApp(app) as kafka:
+        await kafka.send("orders", b"x", key="k")
+        await kafka.settled()
+    assert outcomes(kafka) == [(0, 1, "failed")]
+    (error,) = kafka.errors
+    assert isinstance(error, HandlerTimeoutError)
+    assert "cancelled at its timeout_ms" in str(error)
+
+
+async def test_a_halt_that_was_asked_to_go_on_is_the_past() -> None:
+    """`retry_halted()`, then `settled()`: what was mended is waited for."""
+    app, broken = App(group="billing"), [True]
+
+    @app.topic("orders", retry=Retry(attempts=1))
+    async def bill(value: bytes) -> None:
+        if broken:
+            raise OSError("down")
+
+    async with TestApp(app) as kafka:
+        await kafka.send("orders", b"x")
+        with pytest.raises(HaltedError):
+            await kafka.settled()
+        with pytest.raises(HaltedError):
+            await kafka.settled()
+        app.retry_halted("orders", 0)
+        with pytest.raises(HaltedError, match="failed once"):
+            await kafka.settled()
+        broken.clear()
+        app.retry_halted("orders", 0)
+        assert app.status().not_ready == (
+            "orders[0] is halted: it goes on as soon as what leaves it has left, and the end of its log is known",
+        )
+        await kafka.settled()
+    assert outcomes(kafka) == [(0, 1, "failed"), (0, 1, "failed"), (0, 1, "success")]

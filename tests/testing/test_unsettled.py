@@ -34,7 +34,7 @@ def filled(kind: type, **values: Any) -> Any:
 def status_of(partition: PartitionStatus | None) -> AppStatus:
     """An app that is joined, with one partition or none."""
     partitions = () if partition is None else (partition,)
-    group = filled(GroupStatus, group="billing", state="joining", partitions=partitions)
+    group = filled(GroupStatus, group="billing", state="joining", partitions=partitions, handlers=())
     return dataclasses.replace(App(group="billing").status(), groups=(group,))
 
 

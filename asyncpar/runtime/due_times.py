@@ -1,0 +1,104 @@
+"""When records may run whose header says so, and the partitions that are not fetched until then.
+
+Of one handler; made and asked by `admission.Gate`. Retry topics always have such headers: the one that was
+read last names the topic's delay, so one that asks for much more was written by somebody else, or by a clock
+that is wrong, and is not believed. Elsewhere only handlers with `delayed=True` look at them. Always: only
+partitions whose records all go to this handler are held, and what was held for one life of a partition is let
+go when its next one begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+from typing import TYPE_CHECKING
+
+from asyncpar import headers
+from asyncpar.records import RawRecord, TopicPartition
+
+if TYPE_CHECKING:
+    from asyncpar.runtime.workers import HandlerPool
+
+DELAY = "delay"
+"""What holds a partition whose next record is not due."""
+CLOCKS_DIFFER_SECONDS = 60.0
+"""So much more than its delay a record of a retry topic may ask for."""
+_LONG_SECONDS = 86_400.0
+
+
+class DueTimes:
+    """`is_delayed`: in all topics of the handler, not only in its retry topics."""
+
+    def __init__(self, pool: HandlerPool, *, is_delayed: bool) -> None:
+        self._pool = pool
+        self._state = pool.state
+        self._is_delayed = is_delayed
+        self._delays = dict(pool.handler.retry_topics)
+        self._timers: dict[TopicPartition, asyncio.TimerHandle] = {}
+        self._told: set[TopicPartition] = set()
+        """Partitions of which a line said that a header asks for a very late time."""
+
+    def due_in(self, tp: TopicPartition, record: RawRecord) -> float:
+        """Seconds until `record` of `tp` may run, below 0 since it might; -inf: at any time."""
+        delay = self._delays.get(tp.topic)
+        if not record.headers or (delay is None and not self._is_delayed):
+            return -inf
+        not_before = headers.number(record.headers, headers.NOT_BEFORE)
+        if not_before is None:
+            return -inf
+        wait = not_before / 1000 - self._state.clock.wall()
+        return wait if delay is None or wait <= delay + CLOCKS_DIFFER_SECONDS else -inf
+
+    def tell_if_disbelieved(self, tp: TopicPartition, record: RawRecord) -> None:
+        """`record` starts: one line for each life of `tp` when that is long before its header says."""
+        delay = self._delays.get(tp.topic)
+        if delay is None or tp in self._told or self.due_in(tp, record) != -inf:
+            return
+        not_before = headers.number(record.headers, headers.NOT_BEFORE)
+        if not_before is None:
+            return
+        self._told.add(tp)
+        self._state.log.error(
+            "%s offset %d: its header %s lies %s ahead, in a retry topic whose delay is %s; such records "
+            "are run at once. Does somebody else write there, or is a clock wrong?",
+            tp,
+            record.offset,
+            headers.NOT_BEFORE,
+            _length(not_before / 1000 - self._state.clock.wall()),
+            _length(delay),
+        )
+
+    def hold(self, tp: TopicPartition, record: RawRecord, wait: float) -> None:
+        """What is behind a record that is not due is not due either: do not fill the memory with it."""
+        if tp in self._timers or self._state.pools_for(tp.topic) != [self._pool]:
+            return
+        self._state.hold(tp, DELAY, f"its next record is due in {_length(wait)}", is_told=True)
+        self._timers[tp] = asyncio.get_running_loop().call_later(wait, self._let_go, tp)
+        if wait > _LONG_SECONDS and tp not in self._told:
+            self._told.add(tp)
+            self._state.log.warning(
+                "%s is not fetched for %s: offset %d is not due before, by its header %s",
+                tp,
+                _length(wait),
+                record.offset,
+                headers.NOT_BEFORE,
+            )
+
+    def _let_go(self, tp: TopicPartition) -> None:
+        if (timer := self._timers.pop(tp, None)) is not None:
+            timer.cancel()
+            self._state.let_go(tp, DELAY, is_told=True)
+
+    def opened(self, tp: TopicPartition) -> None:
+        """Another life of `tp` begins: what was known of the one before does not count."""
+        self._told.discard(tp)
+        self._let_go(tp)
+
+    def close(self) -> None:
+        """Let nothing go any more."""
+        for timer in self._timers.values():
+            timer.cancel()
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < _LONG_SECONDS else f"{seconds / 86_400:.1f} days"
