@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asyncpar.errors import Retryable as Retryable
     from asyncpar.errors import RetryAfter as RetryAfter
     from asyncpar.errors import Skip as Skip
+    from asyncpar.events import LifecycleEvent as LifecycleEvent
     from asyncpar.middleware import Call as Call
     from asyncpar.policies import Breaker as Breaker
     from asyncpar.policies import DeadLetterBudget as DeadLetterBudget
@@ -50,6 +51,7 @@ _HOMES = {
     "DecodeError": "asyncpar.errors",
     "Header": "asyncpar.context",
     "Key": "asyncpar.context",
+    "LifecycleEvent": "asyncpar.events",
     "Outcome": "asyncpar.records",
     "RawRecord": "asyncpar.records",
     "Record": "asyncpar.records",
@@ -80,6 +82,7 @@ __all__ = [
     "Deduplicate",
     "Header",
     "Key",
+    "LifecycleEvent",
     "MemoryStore",
     "Outcome",
     "Permanent",

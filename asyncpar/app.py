@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
+import platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -28,6 +28,7 @@ import asyncpar
 from asyncpar.assembly import Rigging, client_version, kafka_consumers, kafka_producers, runtime_config
 from asyncpar.discovery import including, specs_in
 from asyncpar.errors import AsyncparError, ConfigurationError, EngineError, PortInUseError
+from asyncpar.events import Listeners
 from asyncpar.executors.app_executors import AppExecutors
 from asyncpar.groups import DeclaredGroup, build_handlers, check_leases, declare_groups
 from asyncpar.metrics import MetricsSnapshot, SnapshotBuilder
@@ -85,6 +86,7 @@ class App:
         self._process_lifespan = process_lifespan
         self._middlewares = tuple(middlewares)
         self._on_fatal = on_fatal
+        self._listeners = Listeners()
         self._rigging = Rigging(consumers, producers)
         self._clock: Clock | None = None  # a simulated app brings its own time and chance
         self._given = settings
@@ -98,6 +100,8 @@ class App:
         self._failure: BaseException | None = None
         self.topic = including(topic, self._add)
         """`@app.topic(...)`: as `@topic`, and the function is included in this app."""
+        self.on_event = self._listeners.add
+        """`@app.on_event` on a plain function: it hears each `LifecycleEvent`, on the event loop."""
         self.http_port: int | None = None
         """The port that health and metrics are served on; None while they are not."""
 
@@ -198,7 +202,7 @@ class App:
         built = build_handlers(group, state, self._middlewares, executors)
         rigging = self._rigging
         handlers = [rigging.watch(group.name, handler) for handler in built]
-        return GroupRuntime(
+        runtime = GroupRuntime(
             group.name,
             handlers,
             group.subscription,
@@ -208,6 +212,8 @@ class App:
             producers=rigging.producers or kafka_producers(self.settings),
             departed=partial(rigging.departed, group.name),
         )
+        runtime.state.on_event = self._listeners.tell
+        return runtime
 
     async def _run_groups(self, until_end: bool, on_started: Callable[[], None] | None) -> None:
         """All groups side by side; when one ends badly the others stop, and its error is raised."""
@@ -355,22 +361,17 @@ class App:
             ready=not not_ready,
             not_live=tuple(not_live),
             not_ready=tuple(not_ready),
-            loop_lag_seconds=self._loop_lag(),
+            loop_lag_seconds=health.loop_lag(self._runtimes),
             groups=tuple(snapshots.group_status(runtime) for runtime in self._runtimes),
         )
-
-    def _loop_lag(self) -> float:
-        sessions = [runtime.session for runtime in self._runtimes]
-        return max((one.watchdog.loop_lag_seconds for one in sessions if one is not None), default=0.0)
 
     def metrics(self) -> MetricsSnapshot:
         """Every metric of the registry at this moment."""
         builder = SnapshotBuilder()
         for runtime in self._runtimes:
             snapshots.add_metrics(builder, runtime)
-        builder.add("loop_lag_seconds", (), self._loop_lag())
-        python = ".".join(map(str, sys.version_info[:3]))
-        builder.add("build_info", (asyncpar.__version__, client_version(), python), 1)
+        builder.add("loop_lag_seconds", (), health.loop_lag(self._runtimes))
+        builder.add("build_info", (asyncpar.__version__, client_version(), platform.python_version()), 1)
         return builder.snapshot()
 
     # -- HTTP --------------------------------------------------------------------------------

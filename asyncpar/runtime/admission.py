@@ -22,6 +22,7 @@ from asyncpar.core.poison import PoisonKeys
 from asyncpar.core.rate_limit import KeyedBuckets, TokenBucket
 from asyncpar.core.virtual_partitions import Queues, VirtualPartition
 from asyncpar.errors import PoisonKeyError
+from asyncpar.events import EventKind, LifecycleEvent
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.due_times import DELAY, DueTimes
 from asyncpar.runtime.failure_log import brief
@@ -179,6 +180,7 @@ class Gate:
                 self._state.log.info(
                     "handler %s: key %r of %s is no longer poisoned", self._pool.handler.name, key[1], key[0]
                 )
+                self._announce("key_recovered", "a record of it succeeded", key)
             return
         if poison.failed(key, now):
             self.poisonings += 1
@@ -190,6 +192,7 @@ class Gate:
                 poison.rules.failures,
                 poison.rules.cool_down_ms / 1000,
             )
+            self._announce("key_poisoned", f"it failed {poison.rules.failures} times in a row", key)
         self._tell_cooled(poison, now)
 
     def _tell_cooled(self, poison: PoisonKeys, now: float) -> None:
@@ -198,6 +201,7 @@ class Gate:
             self._state.log.info(
                 "handler %s: the cool-down of key %r of %s is over", self._pool.handler.name, key, topic
             )
+            self._announce("key_recovered", "its cool-down is over", (topic, key))
 
     def _tell(self, transition: Transition, now: float, error: BaseException | None) -> None:
         """The breaker opened or closed: one line, and fetching is held or goes on."""
@@ -216,14 +220,24 @@ class Gate:
             if transition.before is BreakerState.CLOSED:
                 self._opened_at = now
                 self._give_back(now, transition.failures)
-            failed = f"{transition.failures} of {transition.calls} calls failed"
-            self._why_open = f"{failed}, the last with {brief(error)}; it tries again by itself"
+            failed = f"{transition.failures} of {transition.calls} calls failed, the last"
+            if transition.before is not BreakerState.CLOSED:
+                failed = "its last probe failed"
+            self._why_open = f"{failed} with {brief(error)}; it tries again by itself"
             self._hold.begin(f"the breaker of handler {name} is open: {self._why_open}")
+            self._announce("breaker_opened", self._why_open)
             self._wake_in(transition.open_seconds)
             return
         log.info("handler %s: its breaker closed after %d good calls", name, transition.calls)
         self._hold.end()
+        self._announce("breaker_closed", f"after {transition.calls} good calls")
         self._pool.wake()
+
+    def _announce(self, kind: EventKind, reason: str, key: tuple[str, bytes] | None = None) -> None:
+        """Tell whoever listens to the app."""
+        state, (topic, value) = self._state, (None, None) if key is None else key
+        handler, at = self._pool.handler.name, state.clock.wall()
+        state.on_event(LifecycleEvent(kind, state.group, handler, at, reason, topic, value))
 
     def _give_back(self, now: float, failures: int) -> None:
         """What led to the opening costs no attempt, and says nothing of its keys.
@@ -248,10 +262,12 @@ class Gate:
     def may_leave(self, now: float) -> float:
         """Seconds that a dead letter has to wait for the budget; 0.0: it may leave, and is counted."""
         wait = 0.0 if self.budget is None else self.budget.take(now)
-        if wait <= 0:
+        if wait <= 0 and self._used_up_since is not None:
             self._used_up_since = None
-        elif self._used_up_since is None:
+            self._announce("budget_recovered", "dead letters leave again")
+        elif wait > 0 and self._used_up_since is None:
             self._used_up_since = now
+            self._announce("budget_used_up", "dead letters wait until its window moves on")
         return wait
 
     # -- seen from outside -------------------------------------------------------------------

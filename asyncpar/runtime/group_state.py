@@ -26,6 +26,7 @@ from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.runtime.tally import GroupCounters, count
 
 if TYPE_CHECKING:
+    from asyncpar.events import Listener
     from asyncpar.runtime.outbox import Outbox
     from asyncpar.runtime.workers import HandlerPool
 
@@ -65,6 +66,7 @@ class GroupState:
         self.parking = ParkingLot()
         self.on_parked: Callable[[], None] = lambda: None
         self.on_intake: Callable[[], None] = lambda: None
+        self.on_event: Listener = lambda _: None
         self.generations = Generations()
         self.metadata_budget = MetadataBudget()
         self.counters = GroupCounters()

@@ -7,6 +7,8 @@ limit, no task dead.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from asyncpar.core.assignment import Partition, State
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.runtime import GroupRuntime
@@ -105,3 +107,9 @@ def _out_of_reach(state: GroupState, session: Session) -> list[str]:
     for tp, why in session.poller.unreadable.lasting().items():
         reasons.append(f"{tp} stands still at {why}")
     return reasons
+
+
+def loop_lag(runtimes: Iterable[GroupRuntime]) -> float:
+    """How late the event loop was last, in seconds; 0.0 while nothing runs."""
+    sessions = [runtime.session for runtime in runtimes]
+    return max((one.watchdog.loop_lag_seconds for one in sessions if one is not None), default=0.0)
