@@ -105,10 +105,11 @@ def declare_groups(
 def _known_tables(specs: Sequence[TopicSpec], loaded: Loaded) -> Sequence[TopicSpec]:
     """`specs` as they are. SettingError for a table of a handler that is not among them."""
     names = sorted({spec.name for spec in specs})
-    for name in loaded.handlers:
+    for name, table in loaded.handlers.items():
         if name not in names:
-            near = suggestion(name, names)
-            raise SettingError(f"{loaded.handler_origin(name)}: no handler has this name; {near}")
+            dotted = [f"{name}.{key}" for key in table if f"{name}.{key}" in names]
+            hint = f'write [handlers."{dotted[0]}"], in quotes' if dotted else suggestion(name, names)
+            raise SettingError(f"{loaded.handler_origin(name)}: no handler has this name; {hint}")
     return specs
 
 

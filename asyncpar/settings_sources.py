@@ -303,6 +303,14 @@ class _Document:
 
     @staticmethod
     def _check_table(table: Mapping[str, object], where: str, extra: tuple[str, ...]) -> None:
+        for name, value in table.items():
+            if isinstance(value, Mapping) and name not in extra and name not in KNOBS:
+                known = (
+                    '[env.name] and [handlers."name"]'
+                    if "env" in extra
+                    else 'only [env.name.handlers."name"]'
+                )
+                raise SettingError(f"{where}: there is no table [{name}]; there is {known}")
         check_names((name for name in table if name not in extra), where)
         list(_Document._tables_in(table, "handlers", where))
 

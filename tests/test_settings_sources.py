@@ -247,6 +247,34 @@ def test_a_bad_handler_table_is_refused_with_its_line(table: str, message: str):
     assert str(caught.value).startswith(f"settings.toml {message}")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[handlers.shop.bill]\nattempts = 1",
+            'settings.toml, [handlers."shop"]: no handler has this name; write [handlers."shop.bill"], in ',
+        ),
+        (
+            '[handler."shop.bill"]\nattempts = 1',
+            "settings.toml: there is no table [handler]; there is [env.name] and",
+        ),
+        (
+            "[env.x.retry]\nattempts = 1",
+            "settings.toml [env.x]: there is no table [retry]; there is only [env.name.",
+        ),
+    ],
+)
+def test_a_table_that_is_meant_for_a_handler_is_put_right(text: str, message: str):
+    """A name with a dot and no quotes, a table of another name."""
+
+    @topic("orders", name="shop.bill")
+    async def bill(body: bytes) -> None: ...
+
+    with pytest.raises(SettingError) as caught:
+        declare_groups(specs_of(bill), load(toml=_write("settings.toml", text), app_values={"group": "g"}))
+    assert str(caught.value).startswith(message)
+
+
 def test_contradictions_name_where_each_value_came_from():
     """When two sources contradict each other the message says which ones."""
     with pytest.raises(SettingError) as caught:

@@ -67,6 +67,28 @@ async def test_an_open_breaker_is_told_with_what_opened_it() -> None:
     assert "  handler store of payments (async): 0 of " in text
 
 
+async def test_a_breaker_of_a_shared_topic_is_told_too() -> None:
+    """Its partition is not held, for the sake of the other handler: the text names the handler's trouble."""
+    app = App(group="billing")
+
+    @app.topic(
+        "payments", name="cards", match=lambda _, raw: raw.key == b"card", breaker=Breaker(min_calls=1)
+    )
+    async def cards(payment: str) -> None:
+        raise ConnectionError("bank away")
+
+    @app.topic("payments", name="cash", match=lambda _, raw: raw.key == b"cash")
+    async def cash(payment: str) -> None: ...
+
+    async with TestApp(app, unsettled="ignore") as kafka:
+        await kafka.send("payments", "x", key="card")
+        await until(app, lambda status: status.groups[0].handlers[0].breaker_state == "open")
+        with pytest.raises(
+            UnsettledError, match="in handler cards .*; its breaker is open: 1 of 1 .* bank away"
+        ):
+            await kafka.settled(0.05)
+
+
 async def test_a_budget_that_is_used_up_is_told() -> None:
     """What is given up waits to leave: the handler says so, and since when."""
     budget = DeadLetterBudget(share=0, at_least=1, window_ms=60_000)

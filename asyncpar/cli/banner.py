@@ -6,7 +6,7 @@ start and for `--check`; every sentence here is a promise, so it is worded from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from asyncpar.groups import Children, DeclaredGroup, DeclaredHandler
@@ -57,13 +57,24 @@ def banner(name: str, version: str, groups: Sequence[DeclaredGroup], loaded: Loa
     lines += ["", heading("What is guaranteed")]
     lines += [f"  {sentence}" for sentence in guarantees(groups, settings)]
     lines += ["", heading("Handlers"), *(f"  {row}" for row in handler_table(groups))]
+    lines += _given_lines(groups, loaded, heading)
+    return "\n".join(lines)
+
+
+def check_report(groups: Sequence[DeclaredGroup], loaded: Loaded) -> str:
+    """What `--check` prints: the handlers, and what was chosen for them and for all, without a newline."""
+    return "\n".join([*handler_table(groups), *_given_lines(groups, loaded, str)])
+
+
+def _given_lines(
+    groups: Sequence[DeclaredGroup], loaded: Loaded, heading: Callable[[str], str]
+) -> Iterable[str]:
+    """What was chosen, and where: for handlers, and for all."""
     own = chosen_for_handlers(groups, loaded)
     if own:
-        lines += ["", heading("What handlers were given"), *(f"  {line}" for line in own)]
-    chosen = chosen_settings(loaded)
-    lines += ["", heading("Settings that differ from the defaults")]
-    lines += [f"  {line}" for line in chosen] or ["  none"]
-    return "\n".join(lines)
+        yield from ("", heading("What handlers were given"), *(f"  {line}" for line in own))
+    chosen = [f"  {line}" for line in chosen_settings(loaded)]
+    yield from ("", heading("Settings that differ from the defaults"), *(chosen or ["  none"]))
 
 
 def banner_fields(groups: Sequence[DeclaredGroup], loaded: Loaded) -> dict[str, object]:

@@ -97,7 +97,11 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option("--factory", is_flag=True, help="TARGET is a function that returns the App.")
 @click.option("--wait-for-topics", is_flag=True, help="Wait for topics that do not exist yet.")
 @click.option("--drain-and-exit", is_flag=True, help="Stop when all that is there at start is done.")
-@click.option("--check", is_flag=True, help="Validate all without a broker, print the handlers, end.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Validate all without a broker, print the handlers and what they were given, end.",
+)
 @click.option("--http-host", metavar="ADDRESS", help="Address of health and metrics.")
 @click.option("--http-port", metavar="PORT", help="Port of health and metrics; 0 turns it off.")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning, error or critical.")
@@ -159,12 +163,12 @@ def _announce(app: App, target: str, loaded: Loaded, *, check: bool) -> None:
     for what the client would refuse at its start.
     """
     from asyncpar.assembly import check_client
-    from asyncpar.cli.banner import banner, banner_fields, handler_table
+    from asyncpar.cli.banner import banner, banner_fields, check_report
 
     groups = app.groups()
     if check:
         check_client(loaded.settings)
-        click.echo("\n".join(handler_table(groups)))
+        click.echo(check_report(groups, loaded))
     elif loaded.settings.log_format == "json":
         log.info("asyncpar %s runs %s", __version__, target, extra=banner_fields(groups, loaded))
     else:

@@ -3,8 +3,8 @@
 Of one handler; made and asked by `admission.Gate`. Retry topics always have such headers: the one that was
 read last names the topic's delay, so one that asks for much more was written by somebody else, or by a clock
 that is wrong, and is not believed. Elsewhere only handlers with `delayed=True` look at them. Always: only
-partitions whose records all go to this handler are held, and what was held for one life of a partition is let
-go when its next one begins.
+partitions whose records all go to this handler, or to others that read them as a retry topic too, are held;
+and what was held for one life of a partition is let go when its next one begins.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DueTimes:
 
     def hold(self, tp: TopicPartition, record: RawRecord, wait: float) -> None:
         """What is behind a record that is not due is not due either: do not fill the memory with it."""
-        if tp in self._timers or self._state.pools_for(tp.topic) != [self._pool]:
+        if tp in self._timers or not self._all_wait(tp.topic):
             return
         self._state.hold(tp, DELAY, f"its next record is due in {_length(wait)}", is_told=True)
         self._timers[tp] = asyncio.get_running_loop().call_later(wait, self._let_go, tp)
@@ -83,6 +83,11 @@ class DueTimes:
                 record.offset,
                 headers.NOT_BEFORE,
             )
+
+    def _all_wait(self, topic: str) -> bool:
+        """No other handler has records of `topic` that are due when they come."""
+        others = (pool.handler for pool in self._state.pools_for(topic) if pool is not self._pool)
+        return all(topic in dict(handler.retry_topics) for handler in others)
 
     def _let_go(self, tp: TopicPartition) -> None:
         if (timer := self._timers.pop(tp, None)) is not None:

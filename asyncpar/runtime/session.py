@@ -107,7 +107,7 @@ class Session:
         self._state.token = None
         if not drained:
             if left:
-                return f"{left} records had not left for the topics of what fails"
+                return f"not yet acknowledged by their dead-letter or retry topic: {left}"
             return "running handlers were cancelled"
         return None if stored else "the last commit was not acknowledged"
 

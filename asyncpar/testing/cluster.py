@@ -168,14 +168,21 @@ class MemoryCluster:
         return log.read(log.start, max(1, len(log)), committed=True).records
 
     def letters(self, topics: Collection[str], group: str, source: str) -> Sequence[Letter] | None:
-        """See `Cluster`. Not those that a test has sent itself, or that were there before anybody watched."""
+        """See `Cluster`. Not those that a test has sent itself, or that were there before anybody watched.
+
+        None once some were deleted.
+        """
         values = {
             (tp, record.offset): record.value
             for tp in self.broker.partitions(source)
             for record in self.broker.log(tp).records
         }
+        existing = [topic for topic in topics if topic in self.broker.partition_counts()]
+        places = [tp for topic in existing for tp in self.broker.partitions(topic)]
+        if any(self.broker.log(tp).start for tp in places):
+            return None
         found = []
-        for tp in (tp for topic in topics for tp in self.broker.partitions(topic)):
+        for tp in places:
             for record in self._visible(tp):
                 place = headers.origin(record.headers)
                 ours = headers.text(record.headers, headers.GROUP) == group

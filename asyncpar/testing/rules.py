@@ -49,16 +49,20 @@ def _letters(
 ) -> Sequence[Letter] | None:
     """The dead letters of records of `topic`; None where they cannot be judged.
 
-    What travelled through a retry topic names the topic where it was read first; and what was done to the
-    logs of dead letters is not known here.
+    What travelled through a retry topic names the topic where it was read first. Of an offset that two
+    records had, as a log was cut, nobody knows which payload a letter should have.
     """
     handlers = _handlers_of(group, topic)
     topics = {dead_letter_topic(one.dead_letter, topic) for one in handlers if one.dead_letter is not None}
     if not topics or any(one.spec.retry_topics for one in handlers):
         return None
-    if any(event.kind == "fault" and event.tp.topic in topics for event in events):
+    letters = letters_in(topics, group.name, topic)
+    if letters is None:
         return None
-    return letters_in(topics, group.name, topic)
+    sent = Counter((event.tp, event.offset) for event in events if event.kind == "send")
+    return [
+        one if sent[one.origin, one.origin_offset] == 1 else one._replace(is_intact=True) for one in letters
+    ]
 
 
 def rules_for(

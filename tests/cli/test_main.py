@@ -156,12 +156,17 @@ def test_a_module_that_exits_is_told_how_not_to(tmp_path: Path):
 
 
 def test_check_prints_the_handlers_and_needs_no_broker(tmp_path: Path):
-    """`--check` validates everything and prints the table on stdout."""
-    ended = asyncpar(write(tmp_path, {"good": GOOD}), "run", "good", "--check")
+    """`--check` validates everything; the table, and what was given by whom, are on stdout."""
+    folder = write(tmp_path, {"good": GOOD})
+    (folder / "asyncpar.toml").write_text('[handlers."bill"]\ntimeout_ms = 50\n')
+    ended = asyncpar(folder, "run", "good", "--check", "--set", "dead_letter=.dlq")
     assert (ended.code, ended.err) == (0, "")
-    head, row = ended.out.splitlines()
+    head, row, *given = ended.out.splitlines()
     assert head.split()[:3] == ["handler", "topics", "group"]
     assert row.split()[:3] == ["bill", "orders", "billing"]
+    assert '  bill: timeout_ms = 50 (asyncpar.toml line 2, [handlers."bill"])' in given
+    assert "  bill: dead_letter = .dlq (command line)" in given
+    assert given[-2:] == ["Settings that differ from the defaults", "  dead_letter = .dlq (command line)"]
 
 
 def test_check_refuses_client_options_that_would_break_a_guarantee(tmp_path: Path):

@@ -207,12 +207,12 @@ LIMITS = (
         checks=("BUDGET",),
     ),
     Bug(
-        "bytes-never-given-back",
-        "The bytes of records that are done still count.",
+        "reserve-on-top-of-the-limit",
+        "A partition that others keep waiting gets its reserve, also where that passes the group's limit.",
         "core.backpressure",
-        old="self._bytes_bound = sum(",
-        new="self._bytes_bound += sum(",
-        checks=("STUCK",),
+        old="room = min(room, left, limits.poll_batch_size)",
+        new="room = min(room, limits.poll_batch_size)",
+        checks=("BUDGET",),
     ),
     Bug(
         "bytes-ignored",

@@ -125,7 +125,7 @@ HALTS = (
         "            return\n"
         "        if self._state.intake",
         new="            return\n        if self._state.intake",
-        checks=("LOST",),
+        checks=("LOST", "ORDER"),
     ),
 )
 

@@ -16,7 +16,7 @@ from asyncpar.core.rate_limit import RateRules
 from asyncpar.records import Committed, RawRecord, TopicPartition
 from asyncpar.runtime import watchdog
 from asyncpar.runtime.handlers import Admissions, Handler
-from tests.runtime.fakes import FakeConsumer, FakeProducer, FakeRecord, Running, handler, until
+from tests.runtime.fakes import FakeConsumer, FakeProducer, FakeRecord, Running, handler, limits, until
 
 T0, U0 = TopicPartition("t", 0), TopicPartition("u", 0)
 DELAYED = Admissions(honours_delays=True)
@@ -70,6 +70,25 @@ async def test_a_record_that_is_not_due_holds_no_other_handler_of_its_topic() ->
         await until(lambda: done == [1] and len(run.runtime.state.parking) == 1)
         consumer.logs[T0].append(FakeRecord(2, b"now"))
         await until(lambda: done == [1, 2])
+
+
+async def test_a_retry_topic_that_handlers_share_is_held_for_all_of_them() -> None:
+    """All of its records wait, whoever runs them: a backlog of them does not fill the memory."""
+    retry, stops = TopicPartition("t.retry.1m", 0), (("t.retry.1m", 60.0),)
+    records = [FakeRecord(at, b"%d" % (at % 2), b"", due_in(300 if at < 2 else 60_000)) for at in range(50)]
+    consumer, done = FakeConsumer({retry: records}), list[int]()
+    one = partial(waiting, done, "t", retry.topic, retry_topics=stops, admissions=Admissions())
+    handlers = (
+        one(name="even", match=lambda _, raw: raw.key == b"0"),
+        one(name="odd", match=lambda _, raw: raw.key == b"1"),
+    )
+    producer = FakeProducer(topics={retry.topic: 1})
+    async with Running(consumer, *handlers, producer=producer, limits=limits(batch=4)) as run:
+        state = run.runtime.state
+        await until(lambda: retry in state.holds)
+        assert state.partitions[retry].in_flight <= 8
+        await until(lambda: sorted(done) == [0, 1] and retry in state.holds)
+        assert state.partitions[retry].in_flight <= 16
 
 
 async def test_the_timer_of_an_earlier_assignment_ends_no_hold_of_the_next() -> None:

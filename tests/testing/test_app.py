@@ -940,8 +940,7 @@ async def test_a_halt_that_was_asked_to_go_on_is_the_past() -> None:
             await kafka.settled()
         broken.clear()
         app.retry_halted("orders", 0)
-        assert app.status().not_ready == (
-            "orders[0] is halted: it goes on as soon as what leaves it has left, and the end of its log is known",
-        )
+        (why,) = app.status().not_ready
+        assert why.startswith("orders[0] is halted: it goes on as soon as")
         await kafka.settled()
     assert outcomes(kafka) == [(0, 1, "failed"), (0, 1, "failed"), (0, 1, "success")]

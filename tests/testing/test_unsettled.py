@@ -58,6 +58,10 @@ def partition(**values: Any) -> PartitionStatus:
             "orders[0] offset 3: not fetched yet, group billing is at offset 3",
         ),
         (
+            status_of(partition(hwm=3, position=3, hold_reason="its turn comes")),
+            "orders[0] offset 3: not fetched yet, group billing is at offset 3; it is held: its turn comes",
+        ),
+        (
             status_of(partition(hwm=4, committed=3)),
             "orders[0] offset 3: done, but not committed: group billing has committed 3",
         ),
@@ -86,7 +90,17 @@ def partition(**values: Any) -> PartitionStatus:
             ),
         ),
     ],
-    ids=["stopped", "unassigned", "opening", "unfetched", "uncommitted", "halted", "halted at", "parked"],
+    ids=[
+        "stopped",
+        "unassigned",
+        "opening",
+        "unfetched",
+        "held",
+        "uncommitted",
+        "halted",
+        "halted at",
+        "parked",
+    ],
 )
 def test_each_reason_has_its_words(status: AppStatus, text: str) -> None:
     """Where the record stands and what holds it up, on one line."""

@@ -1,16 +1,17 @@
-"""A consumer that now and then takes its time between taking records out and handing them over.
+"""A consumer that now and then takes its time between taking records out and handing them over, and a
+producer that takes it between a record's acknowledgement and telling of it.
 
-As the real client does, whose fetch may be woken late: an assignment may end and begin meanwhile.
+As the real clients do, which may be woken late: an assignment may end and begin meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from asyncpar.ports import Consumer, ConsumerFactory
-from asyncpar.records import Chunk, TopicPartition
+from asyncpar.ports import Consumer, ConsumerFactory, Late, Producer
+from asyncpar.records import Chunk, OutgoingRecord, TopicPartition
 
 _SHARE = 0.004
 _SECONDS = (0.1, 2.0)
@@ -35,3 +36,22 @@ def dawdling(factory: ConsumerFactory, rng: random.Random) -> ConsumerFactory:
         return consumer
 
     return make
+
+
+def answering_late(
+    producer: Producer, share: float, rng: random.Random, happened: Callable[[], None]
+) -> Producer:
+    """`producer`; `share` of its sends return long after their acknowledgement, and `happened` is called."""
+    send = producer.send
+
+    async def send_slowly(
+        record: OutgoingRecord, timeout_s: float, late: Late | None = None
+    ) -> tuple[TopicPartition, int]:
+        place = await send(record, timeout_s, late)
+        if rng.random() < share:
+            happened()
+            await asyncio.sleep(rng.uniform(*_SECONDS))
+        return place
+
+    producer.send = send_slowly  # type: ignore[method-assign]
+    return producer

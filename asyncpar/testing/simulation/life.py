@@ -37,6 +37,7 @@ STATES = (
     "records held back",
     "dead letter acknowledged",
     "dead letter refused",
+    "dead letter late",
     "partition held",
     "budget used up",
     "breaker opened",

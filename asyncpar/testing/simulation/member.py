@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncpar.app import App
@@ -21,7 +22,7 @@ from asyncpar.settings_sources import Loaded
 from asyncpar.testing.recording import recording
 from asyncpar.testing.simulation.children import Children
 from asyncpar.testing.simulation.cluster import GROUP
-from asyncpar.testing.simulation.dawdling import dawdling
+from asyncpar.testing.simulation.dawdling import answering_late, dawdling
 from asyncpar.testing.simulation.handlers import decode, make_handler, noting_undecodable
 from asyncpar.testing.simulation.plan import LETTERS
 from asyncpar.testing.virtual_time import VirtualLoop
@@ -147,7 +148,11 @@ class Member:
         return any(True for _ in self._running_states())
 
     def _producer(self) -> Producer:
-        return self._world.producers_of(self)()
+        producer, letters = self._world.producers_of(self)(), self._world.plan.letters
+        if letters is None or not letters.late:
+            return producer
+        states, rng = self._world.states, self._world.plan.rng(f"letters of {self.name}")
+        return answering_late(producer, letters.late, rng, partial(states.update, ("dead letter late",)))
 
     def _departed(self, _group: str, departure: Departure) -> None:
         note_departure(self._world.history, self.name, departure)

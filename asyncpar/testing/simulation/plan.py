@@ -74,6 +74,8 @@ class LetterPlan:
     breaker: Breaker | None = None
     poison: PoisonKeys | None = None
     rate: RateLimit | None = None
+    late: float = 0.0
+    """Share of dead letters of which their member hears late that they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ def _letters(rng: random.Random) -> LetterPlan:
         breaker=breaker if rng.random() < 0.35 else None,
         poison=poison if has_poison else None,
         rate=rate if rng.random() < 0.2 else None,
+        late=rng.choice((0.0, 0.0, 0.3)),
     )
 
 

@@ -82,6 +82,8 @@ def _simpler_letters(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, letters=replace(letters, partitions=1))
     if letters.undecodable:
         yield replace(plan, letters=replace(letters, undecodable=False))
+    if letters.late:
+        yield replace(plan, letters=replace(letters, late=0.0))
 
 
 def _simpler_children(plan: Plan) -> Iterator[Plan]:

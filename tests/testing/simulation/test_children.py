@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from asyncpar.errors import WorkerDiedError
+from asyncpar.executors.lane_port import Job, JobFailure
 from asyncpar.executors.process_outcomes import Outcomes
+from asyncpar.testing.modelled_lanes import ModelledLane
 from asyncpar.testing.simulation.children import CHILD_STATES, ChildPlan, Window, with_children
 from asyncpar.testing.simulation.life import Outcome, live, plan_of
 from asyncpar.testing.simulation.plan import LetterPlan, Mix, Plan, PlannedFault
@@ -111,6 +114,20 @@ def test_an_attempt_that_was_counted_for_nothing_is_found_out(monkeypatch: pytes
     outcome = live(plan_with(crashing=0.1, batch_size=64))
     assert "PROBLEM" in outcome.failed_checks
     assert any("and 0 of its runs had failed" in str(problem) for problem in outcome.problems)
+
+
+def test_a_record_that_is_ended_at_its_very_time_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine counts from when its child announced it, and so does the judge of its attempts."""
+    run_job = ModelledLane._run_job
+
+    async def begin_later(lane: ModelledLane, job: Job) -> JobFailure | None:
+        await asyncio.sleep(0.1)
+        return await run_job(lane, job)
+
+    monkeypatch.setattr(ModelledLane, "_run_job", begin_later)
+    outcome = live(CASES["child killed for its time"])
+    assert outcome.is_ok, told(outcome)
+    assert outcome.met["child killed for its time"] > 5
 
 
 def test_such_lives_are_drawn_now_and_then() -> None:
