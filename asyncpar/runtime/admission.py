@@ -90,7 +90,7 @@ class Gate:
         if wait > 0:
             if why == DELAY:
                 assert self.due_times is not None
-                self.due_times.hold(vp.queues.partition, vp.head, wait)
+                self.due_times.hold(vp.queues.partition, vp.head, now, wait)
             count(self.held_back, why)
             self._state.parking.park(vp, now + wait)
             self._state.on_parked()

@@ -34,7 +34,8 @@ class DueTimes:
         self._state = pool.state
         self._is_delayed = is_delayed
         self._delays = dict(pool.handler.retry_topics)
-        self._timers: dict[TopicPartition, asyncio.TimerHandle] = {}
+        self._timers: dict[TopicPartition, tuple[float, asyncio.TimerHandle]] = {}
+        """When each hold is over, monotonic seconds, and what ends it then."""
         self._told: set[TopicPartition] = set()
         """Partitions of which a line said that a header asks for a very late time."""
 
@@ -68,12 +69,21 @@ class DueTimes:
             _length(delay),
         )
 
-    def hold(self, tp: TopicPartition, record: RawRecord, wait: float) -> None:
-        """What is behind a record that is not due is not due either: do not fill the memory with it."""
-        if tp in self._timers or not self._all_wait(tp.topic):
+    def hold(self, tp: TopicPartition, record: RawRecord, now: float, wait: float) -> None:
+        """What is behind a record that is not due is not due either: do not fill the memory with it.
+
+        The record for which it is held already may have run a moment before that hold's end: then it goes on.
+        """
+        if tp in self._timers:
+            until, timer = self._timers[tp]
+            if now < until:
+                return
+            timer.cancel()
+        elif not self._all_wait(tp.topic):
             return
         self._state.hold(tp, DELAY, f"its next record is due in {_length(wait)}", is_told=True)
-        self._timers[tp] = asyncio.get_running_loop().call_later(wait, self._let_go, tp)
+        loop = asyncio.get_running_loop()
+        self._timers[tp] = (now + wait, loop.call_later(wait, self._let_go, tp))
         if wait > _LONG_SECONDS and tp not in self._told:
             self._told.add(tp)
             self._state.log.warning(
@@ -90,8 +100,8 @@ class DueTimes:
         return all(topic in dict(handler.retry_topics) for handler in others)
 
     def _let_go(self, tp: TopicPartition) -> None:
-        if (timer := self._timers.pop(tp, None)) is not None:
-            timer.cancel()
+        if (held := self._timers.pop(tp, None)) is not None:
+            held[1].cancel()
             self._state.let_go(tp, DELAY, is_told=True)
 
     def opened(self, tp: TopicPartition) -> None:
@@ -101,7 +111,7 @@ class DueTimes:
 
     def close(self) -> None:
         """Let nothing go any more."""
-        for timer in self._timers.values():
+        for _, timer in self._timers.values():
             timer.cancel()
 
 

@@ -91,6 +91,23 @@ async def test_a_retry_topic_that_handlers_share_is_held_for_all_of_them() -> No
         assert state.partitions[retry].in_flight <= 16
 
 
+@pytest.mark.parametrize(("asked_after", "is_held"), [(0.05, True), (0.01, False)])
+async def test_a_hold_goes_on_when_the_next_record_is_not_due_either(
+    asked_after: float, is_held: bool
+) -> None:
+    """The first record may have run a moment before its hold's end; while it waits, that end stands."""
+    async with Running(FakeConsumer({T0: []}), waiting([], "t")) as run:
+        state = run.runtime.state
+        await until(lambda: T0 in state.partitions and state.partitions[T0].is_open)
+        gate, now = state.pools[0].gate, state.clock.monotonic()
+        assert gate is not None
+        assert gate.due_times is not None
+        gate.due_times.hold(T0, late(0), now, 0.05)
+        gate.due_times.hold(T0, late(1), now + asked_after, 60.0)
+        await until(lambda: state.clock.monotonic() > now + 0.1)
+        assert (T0 in state.holds) is is_held
+
+
 async def test_the_timer_of_an_earlier_assignment_ends_no_hold_of_the_next() -> None:
     """The record that is due soon went with the old one; what is there now is due in a minute."""
     consumer, done = FakeConsumer({T0: [late(0, 100)], U0: [late(0, 200)]}), list[int]()
