@@ -46,7 +46,7 @@ class _Failed(NamedTuple):
 class _Origin:
     """A record of which there are letters."""
 
-    __slots__ = ("failures", "heard", "keys", "letters")
+    __slots__ = ("failures", "heard", "is_skipped", "keys", "letters")
 
     def __init__(self) -> None:
         self.letters: list[Letter] = []
@@ -56,6 +56,8 @@ class _Origin:
         self.failures: list[_Failed] = []
         self.heard: list[tuple[str, int]] = []
         """Each `done` by a letter: the member, and the index of the event."""
+        self.is_skipped = False
+        """It was passed over once, and left only when it was read again."""
 
 
 class DeadLetters(Checker):
@@ -71,7 +73,7 @@ class DeadLetters(Checker):
     assignment in which it failed (or of its partition, where it need not have run): a second one within
     an assignment is no unclean end's fault, and a producer's repeats are recognised. A drain that ends
     before its time, and a stop that says that all is done, have waited for the letters on their way. The
-    first letters of a key ascend, but for those of records that succeeded elsewhere. Of what one member
+    first letters of a key ascend, but for those of records that succeeded or were skipped elsewhere. Of what one member
     gave up within 90 % of `letter_window_ms`, at most `letter_budget` letters are acknowledged in it
     (source: TESTING; ARCHITECTURE, law 1).
     """
@@ -136,9 +138,11 @@ class DeadLetters(Checker):
         index: int,
     ) -> None:
         """Judge a `done`: the letter that it stands for is there."""
-        if event.detail != DEAD_LETTER:
-            return
         place = (part.tp, record.offset)
+        if event.detail != DEAD_LETTER:
+            if place in self._origins:
+                self._origins[place].is_skipped = True
+            return
         letters = self._origins[place].letters if place in self._origins else []
         written = sum(self._has(letter, event.at_ns) for letter in letters)
         heard = self._origins[place].heard
@@ -178,7 +182,8 @@ class DeadLetters(Checker):
         for origin in self._origins.values():
             for number, letter in enumerate(origin.letters, 1):
                 self._judge(letter, origin, number)
-            firsts += origin.letters[:1]
+            if not origin.is_skipped:
+                firsts += origin.letters[:1]
         self._judge_order(firsts, parts)
 
     def _tell(self, letter: Letter, what: str, *events: Event) -> None:

@@ -306,6 +306,12 @@ def test_doubles_and_what_succeeded_elsewhere_may_come_late() -> None:
     assert not faults(tale.left(B, 1).wrote(0))
 
 
+def test_what_was_skipped_once_may_leave_late() -> None:
+    """Passed over, read again by the next one and given up then: behind a later letter of the first time."""
+    tale = opened().failed(A, 0, times=1).note("done", A, 0, "skipped", b"k").left(A, 1)
+    assert not faults(taken(tale).left(B, 0, 1))
+
+
 # -- poison and budget ---------------------------------------------------------------------------
 
 
