@@ -73,9 +73,9 @@ class DeadLetters(Checker):
     assignment in which it failed (or of its partition, where it need not have run): a second one within
     an assignment is no unclean end's fault, and a producer's repeats are recognised. A drain that ends
     before its time, and a stop that says that all is done, have waited for the letters on their way. The
-    first letters of a key ascend, but for those of records that succeeded or were skipped elsewhere. Of what one member
-    gave up within 90 % of `letter_window_ms`, at most `letter_budget` letters are acknowledged in it
-    (source: TESTING; ARCHITECTURE, law 1).
+    first letters of a key ascend, but for those of records that succeeded or were skipped elsewhere. Of what
+    one member gave up within 90 % of `letter_window_ms`, at most `letter_budget` letters are acknowledged in
+    it (source: TESTING; ARCHITECTURE, law 1).
     """
 
     def __init__(self, rules: Rules, found: FaultSink, events: Sequence[Event]) -> None:
