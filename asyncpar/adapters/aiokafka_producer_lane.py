@@ -171,7 +171,18 @@ class Lane:
         self._requeue()
 
     def was_refused(self, error: PublishError) -> None:
-        """The broker takes none of its records, and never will."""
+        """The broker takes none of its records now.
+
+        An earlier copy may be written all the same, before the right to write was taken away: it is repeated
+        as it is for as long as anybody waits, since under other numbers it would be another record.
+        """
+        if any(entry.may_be_there for entry in self._open):
+            self.may_be_written(Trouble(error.reason, str(error)))
+            return
+        self._refuse(error)
+
+    def _refuse(self, error: PublishError) -> None:
+        """Nothing of the batch is there, or ever will be."""
         self._renumber()
         self._fail(self._open, error)
         self._open = []
@@ -182,7 +193,7 @@ class Lane:
         Whose fault it is shows when they are sent in smaller batches, in the same order.
         """
         if len(self._open) == 1:
-            self.was_refused(error)
+            self._refuse(error)
             return
         # Never below half of what the topic takes: that much had passed.
         self._limit_bytes = self.size_bytes() // 2

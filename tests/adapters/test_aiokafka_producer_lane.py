@@ -227,6 +227,34 @@ async def test_a_refused_batch_fails_alone() -> None:
     assert batch.numbers == (7, 1, 0)
 
 
+async def test_a_refused_batch_that_may_be_there_is_repeated_as_it_is() -> None:
+    """The right to write was taken away between two attempts: new numbers might write it twice."""
+    one = lane()
+    (first,) = put(one, b"a")
+    one.batch()
+    one.may_be_written(LOST)
+    one.was_refused(WRONG)
+    assert not first.offset.done()
+    assert one.trouble == Trouble("other", "no")
+    assert one.pause_seconds > 0
+    batch = one.batch()
+    assert batch is not None
+    assert batch.numbers == (7, 0, 0)
+    one.was_written(5)
+    assert first.offset.result() == 5
+
+
+async def test_one_record_that_is_too_large_fails_although_its_answer_was_lost_once() -> None:
+    """Its size is as wrong as it was at the first attempt: it never was written."""
+    one = lane()
+    (first,) = put(one, b"a")
+    one.batch()
+    one.may_be_written(LOST)
+    one.was_found_wrong(WRONG, is_size=True)
+    assert isinstance(first.offset.exception(), PublishError)
+    assert one.batch() is None
+
+
 @pytest.mark.parametrize("needs_new_id", [False, True])
 async def test_a_misnumbered_batch_is_sent_with_other_numbers(needs_new_id: bool) -> None:
     """Nobody fails, and the order stays."""

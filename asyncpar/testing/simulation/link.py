@@ -63,7 +63,7 @@ class TroubledLink:
         self._context = context
         self._arrivals: dict[tuple[str, str], float] = {}
         self._unheard: set[str] = set()
-        """Those whose last batch was served, and who were not told."""
+        """Those who once were not told that their batch was served."""
 
     async def __call__(self, request: Request, member: str, serve: Callable[[], T]) -> T:
         """See `memory_link.Link`."""
@@ -98,12 +98,12 @@ class TroubledLink:
         for at, refusal in enumerate(self.refusals):
             if refusal.request == request and refusal.member in (None, member):
                 if request == "Produce" and member in self._unheard:
-                    break  # the same batch again, which was good: no broker finds it bad now
+                    break  # perhaps the same batch again, which was good: no broker finds it bad now
                 del self.refusals[at]
                 raise RefusedError(refusal.code)
         result = serve()
-        if request == "Produce":
-            (self._unheard.add if kind == "answer lost" else self._unheard.discard)(member)
+        if request == "Produce" and kind == "answer lost":
+            self._unheard.add(member)  # for good: which batch it repeats, among others, is not seen here
         return result
 
     def _serve(self, serve: Callable[[], T], answer: asyncio.Future[T], kind: str | None) -> None:
