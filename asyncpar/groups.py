@@ -83,7 +83,8 @@ def declare_groups(
     """The groups of `specs`, by name. Raises ConfigurationError for what contradicts itself."""
     if not specs:
         raise ConfigurationError("no handler: decorate a function with @topic(...) and include it in the app")
-    specs = [_with_table(spec, loaded) for spec in _known_tables(specs, loaded)]
+    _check_tables(specs, loaded)
+    specs = [_with_table(spec, loaded) for spec in specs]
     _check_names(specs)
     by_group: dict[str, list[DeclaredHandler]] = {}
     for spec in specs:
@@ -102,15 +103,14 @@ def declare_groups(
     ]
 
 
-def _known_tables(specs: Sequence[TopicSpec], loaded: Loaded) -> Sequence[TopicSpec]:
-    """`specs` as they are. SettingError for a table of a handler that is not among them."""
+def _check_tables(specs: Sequence[TopicSpec], loaded: Loaded) -> None:
+    """Raises SettingError for a table of a handler that is not among `specs`."""
     names = sorted({spec.name for spec in specs})
     for name, table in loaded.handlers.items():
         if name not in names:
             dotted = [f"{name}.{key}" for key in table if f"{name}.{key}" in names]
             hint = f'write [handlers."{dotted[0]}"], in quotes' if dotted else suggestion(name, names)
             raise SettingError(f"{loaded.handler_origin(name)}: no handler has this name; {hint}")
-    return specs
 
 
 def _with_table(spec: TopicSpec, loaded: Loaded) -> TopicSpec:

@@ -127,9 +127,7 @@ def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
     tracker = partition.tracker
     if tracker is None or partition.state not in _COMMITTED_IN:
         return None
-    made = _drafted(partition, tracker, budget)
-    partition.metadata_truncated = made.truncated
-    _steer_gate(partition, budget, len(made.plain.metadata), made.truncated)
+    made = _steered(partition, tracker, budget)
     is_last = partition.state is State.DRAINING
     if made.committed == partition.acknowledged or (
         not is_last and made.plain == partition.acknowledged_plain and not _gave_back(partition)
@@ -181,6 +179,14 @@ def drafts(partitions: Iterable[Partition], budget: MetadataBudget) -> list[Draf
     return [made for partition in partitions if (made := draft(partition, budget)) is not None]
 
 
+def _steered(partition: Partition, tracker: OffsetTracker, budget: MetadataBudget) -> Draft:
+    """The draft of now, after which the gate is where its metadata wants it."""
+    made = _drafted(partition, tracker, budget)
+    partition.metadata_truncated = made.truncated
+    _steer_gate(partition, budget, len(made.plain.metadata), made.truncated)
+    return made
+
+
 def _steer_gate(partition: Partition, budget: MetadataBudget, chars: int, truncated: bool) -> None:
     """Near the cap nothing above the highest done offset starts, so that the metadata can only shrink.
 
@@ -206,9 +212,7 @@ def follow_gate(partition: Partition, budget: MetadataBudget) -> bool:
     if queues is None or tracker is None or queues.start_below in (ANY_OFFSET, NO_OFFSET):
         return False
     before = queues.start_below
-    made = _drafted(partition, tracker, budget)
-    partition.metadata_truncated = made.truncated
-    _steer_gate(partition, budget, len(made.plain.metadata), made.truncated)
+    _steered(partition, tracker, budget)
     return queues.start_below > before
 
 

@@ -177,6 +177,10 @@ class Queues:
             return self.route
         return self.routes[record.offset]
 
+    def route_at(self, offset: int) -> ReadyQueue | None:
+        """The handler that the unfinished record at `offset` goes to; None: no handler takes it."""
+        return self.routes.get(offset) if self.route is None else self.route
+
     def finish(self, vp: VirtualPartition) -> ReadyQueue | None:
         """The head is done: the next record of the key becomes ready, or the key is forgotten.
 

@@ -41,22 +41,26 @@ class DueTimes:
 
     def due_in(self, tp: TopicPartition, record: RawRecord) -> float:
         """Seconds until `record` of `tp` may run, below 0 since it might; -inf: at any time."""
-        delay = self._delays.get(tp.topic)
-        if not record.headers or (delay is None and not self._is_delayed):
-            return -inf
+        wait = self._asked_for(tp, record)
+        return -inf if wait is None or self._is_disbelieved(tp, wait) else wait
+
+    def _asked_for(self, tp: TopicPartition, record: RawRecord) -> float | None:
+        """Seconds that the header asks for from now on; None: none that this handler looks at."""
+        if not record.headers or not (self._is_delayed or tp.topic in self._delays):
+            return None
         not_before = headers.number(record.headers, headers.NOT_BEFORE)
-        if not_before is None:
-            return -inf
-        wait = not_before / 1000 - self._state.clock.wall()
-        return wait if delay is None or wait <= delay + CLOCKS_DIFFER_SECONDS else -inf
+        return None if not_before is None else not_before / 1000 - self._state.clock.wall()
+
+    def _is_disbelieved(self, tp: TopicPartition, wait: float) -> bool:
+        """Nobody who writes to that retry topic by its name would ask for `wait` seconds."""
+        return wait > self._delays.get(tp.topic, inf) + CLOCKS_DIFFER_SECONDS
 
     def tell_if_disbelieved(self, tp: TopicPartition, record: RawRecord) -> None:
         """`record` starts: one line for each life of `tp` when that is long before its header says."""
-        delay = self._delays.get(tp.topic)
-        if delay is None or tp in self._told or self.due_in(tp, record) != -inf:
+        if tp in self._told or tp.topic not in self._delays:
             return
-        not_before = headers.number(record.headers, headers.NOT_BEFORE)
-        if not_before is None:
+        wait = self._asked_for(tp, record)
+        if wait is None or not self._is_disbelieved(tp, wait):
             return
         self._told.add(tp)
         self._state.log.error(
@@ -65,8 +69,8 @@ class DueTimes:
             tp,
             record.offset,
             headers.NOT_BEFORE,
-            _length(not_before / 1000 - self._state.clock.wall()),
-            _length(delay),
+            _length(wait),
+            _length(self._delays[tp.topic]),
         )
 
     def hold(self, tp: TopicPartition, record: RawRecord, now: float, wait: float) -> None:

@@ -149,7 +149,7 @@ def _blocking_reason(
     if blocking is None or queues is None:
         return None, None
     record = queues.unfinished[blocking]
-    route = queues.route if queues.route is not None else queues.routes.get(record.offset)
+    route = queues.route_at(blocking)
     handler = None if route is None else route.name
     if any(worker.record is record for worker in running):
         return "running", handler

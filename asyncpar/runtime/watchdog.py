@@ -11,12 +11,13 @@ from math import inf
 
 from asyncpar.core.assignment import Partition
 from asyncpar.core.commits import follow_gate
-from asyncpar.core.virtual_partitions import VirtualPartition
+from asyncpar.core.virtual_partitions import Queues, VirtualPartition
 from asyncpar.errors import EngineError
 from asyncpar.ports import Consumer
 from asyncpar.records import TopicPartition
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.poller import Poller
+from asyncpar.runtime.workers import HandlerPool
 
 _TICK_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
@@ -128,11 +129,16 @@ class Watchdog:
         queues = partition.queues
         if queues is None or offset is None or (record := queues.unfinished.get(offset)) is None:
             return inf
-        route = queues.routes.get(offset) if queues.route is None else queues.route
-        for pool in self._state.pools:
-            if pool.queue is route and pool.gate is not None and pool.gate.due_times is not None:
-                return -pool.gate.due_times.due_in(partition.tp, record)
-        return inf
+        pool = self._pool_of(queues, offset)
+        gate = None if pool is None else pool.gate
+        if gate is None or gate.due_times is None:
+            return inf
+        return -gate.due_times.due_in(partition.tp, record)
+
+    def _pool_of(self, queues: Queues, offset: int) -> HandlerPool | None:
+        """Whose the unfinished record at `offset` is."""
+        route = queues.route_at(offset)
+        return next((pool for pool in self._state.pools if pool.queue is route), None)
 
     def _unblock(self, partition: Partition, offset: int, limit_seconds: float, now: float) -> None:
         """What `on_blocked` asks for: cancel a call that ran for that long, or give the record up.
@@ -154,12 +160,12 @@ class Watchdog:
                     return
         if how != "dead_letter" or offset not in queues.first_failed:
             return
-        pools = [pool for pool in state.pools if pool.queue is queues.route_of(queues.unfinished[offset])]
-        if any(pool.gate is not None and pool.gate.closed_for(now)[0] > 0 for pool in pools):
+        owner = self._pool_of(queues, offset)
+        if owner is None or (owner.gate is not None and owner.gate.closed_for(now)[0] > 0):
             return
         vp = state.parking.take(queues, offset)
         if vp is not None:
-            pools[0].verdicts.end_blocked(vp)
+            owner.verdicts.end_blocked(vp)
 
     def _suspect(self, partition: Partition, offset: int | None) -> None:
         """A blocking offset that could run and neither runs nor waits, on two looks in a row."""

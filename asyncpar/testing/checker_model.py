@@ -116,6 +116,7 @@ class Tenure:
         "halted",
         "held",
         "index",
+        "kept",
         "last_starts",
         "mute",
         "over",
@@ -146,6 +147,8 @@ class Tenure:
         """Index of the event, and where to."""
         self.position = -1
         """The highest next position that it was delivered up to, or sought."""
+        self.kept = -1
+        """The highest of those that no truncation has taken away."""
         self.commits: list[Commit] = []
         self.stale = False
         """A commit was answered: you are no longer a member."""

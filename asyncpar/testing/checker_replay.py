@@ -113,12 +113,13 @@ class Replay:
         tenure.seeks.append((index, event.offset))
         tenure.failures.clear()
         tenure.halted = None
-        tenure.position = max(tenure.position, event.offset)
+        _reach(part, tenure, event.offset)
 
     def _resume(self, part: Partition, tenure: Tenure, index: int) -> None:
         """It goes on within the truncated log: from here on its offsets are to be believed again."""
         tenure.resumed = index
-        tenure.position = -1
+        if tenure.position > tenure.kept:  # it stood where nothing is any more: it has begun anew
+            tenure.position = tenure.kept = -1
         _forget_successes(part)  # what was done before may be read again, whatever was committed
 
     def _send(self, event: Event, _: int) -> None:
@@ -131,7 +132,7 @@ class Replay:
         tenure = part.tenures.get(event.member)
         if tenure is None or tenure.closed:
             return
-        tenure.position = max(tenure.position, int(event.detail))
+        _reach(part, tenure, int(event.detail))
         for listen in self._polled:
             listen(part, tenure, event, index)
 
@@ -329,12 +330,20 @@ class Replay:
             for tenure in part.tenures.values():
                 if not tenure.closed:
                     tenure.cut = index
+                    tenure.kept = min(tenure.kept, event.offset)
 
 
 def _listeners(checkers: Sequence[Checker], name: str) -> list[Callable[..., None]]:
     """The checkers' methods `name`, of those that have one of their own."""
     nothing = getattr(Checker, name)
     return [getattr(checker, name) for checker in checkers if getattr(type(checker), name) is not nothing]
+
+
+def _reach(part: Partition, tenure: Tenure, position: int) -> None:
+    """It was delivered, or sought, up to `position`: that stays true of what no truncation took away."""
+    tenure.position = max(tenure.position, position)
+    if part.cut_at is None or position <= part.cut_at:
+        tenure.kept = max(tenure.kept, position)
 
 
 def _forget_successes(part: Partition, start: int = 0) -> None:

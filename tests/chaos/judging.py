@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException
 
 from asyncpar.records import TopicPartition
-from asyncpar.testing.checkers import Final
+from asyncpar.testing.checkers import Final, Report
 from asyncpar.testing.history import Event, encode, read
 from tests import kafka_tools
 from tests.chaos.cluster import WorldError
@@ -30,6 +30,11 @@ WORLD_ERRORS = (WorldError, BrokerStartError, TimeoutError, KafkaException, Kafk
 TOLERANCE_NS = 50_000_000
 """Two processes that wait for a core may note one thing so far apart."""
 _LOOK_SECONDS = 0.2
+
+
+def broken_laws(report: Report | None) -> list[str]:
+    """Each fault with its law, one text each; none where nothing could be judged."""
+    return [] if report is None else [f"{fault.check}: {fault.text}" for fault in report.faults]
 
 
 @dataclass(frozen=True)

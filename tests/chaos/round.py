@@ -29,7 +29,7 @@ from tests.chaos.faults import (
     pace_of,
     series,
 )
-from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, whole_history
+from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, broken_laws, whole_history
 from tests.chaos.load import Load
 from tests.chaos.plan import (
     DRAIN_MS,
@@ -78,8 +78,7 @@ class Outcome:
     @property
     def faults_found(self) -> list[str]:
         """All that is wrong, one text each."""
-        judged = () if self.report is None else self.report.faults
-        return [*(f"{fault.check}: {fault.text}" for fault in judged), *self.findings]
+        return [*broken_laws(self.report), *self.findings]
 
 
 def broker_kinds(cluster: ChaosCluster) -> list[str]:

@@ -90,6 +90,16 @@ def test_handlers_that_share_a_topic_share_the_order_of_a_key() -> None:
     assert queues.routes == {}
 
 
+def test_the_handler_of_a_blocking_offset_can_be_told() -> None:
+    """Also before it runs; where no handler takes a record there is none to name."""
+    first, second = ReadyQueue("first"), ReadyQueue("second")
+    queues = queues_of(opened())
+    for record in queues.tracker.admit(records(0, 1, key=b"a")):
+        queues.enqueue_one(record, record.key, second if record.offset == 1 else first)
+    assert [queues.route_at(offset) for offset in (0, 1, 2)] == [first, second, None]
+    assert queues_of(opened(route=first)).route_at(0) is first
+
+
 # -- the gate --------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from asyncpar.testing.checkers import Report, Rules, check
 from asyncpar.testing.history import HistoryFile
 from tests import kafka_tools
 from tests.chaos.crew import Crew, CrewMember
-from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, whole_history
+from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, broken_laws, whole_history
 from tests.chaos.plan import DRAIN_MS, GRACE_MS, MAX_IN_FLIGHT
 from tests.letters.accounting import Account, account, for_checkers
 from tests.letters.plan import ATTEMPTS, SESSION_TIMEOUT_MS, STEPS, KillPlan, aim_of, is_bad
@@ -63,9 +63,8 @@ class Outcome:
     @property
     def faults_found(self) -> list[str]:
         """All that is wrong, one text each."""
-        judged = [] if self.report is None else [f"{one.check}: {one.text}" for one in self.report.faults]
         about_letters = [] if self.letters is None else self.letters.findings
-        return [*about_letters, *judged, *self.findings]
+        return [*about_letters, *broken_laws(self.report), *self.findings]
 
 
 class Kills:

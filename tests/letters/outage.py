@@ -21,7 +21,7 @@ from asyncpar.testing.checkers import Report, Rules, check
 from asyncpar.testing.history import Event, HistoryFile
 from tests import kafka_tools
 from tests.chaos.crew import Crew
-from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, whole_history
+from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, broken_laws, whole_history
 from tests.chaos.plan import DRAIN_MS, GRACE_MS, MAX_IN_FLIGHT
 from tests.kafka_broker import free_port
 from tests.letters.accounting import disorder, for_checkers, over_budget
@@ -91,8 +91,7 @@ class Outcome:
     @property
     def faults_found(self) -> list[str]:
         """All that is wrong, one text each."""
-        judged = [] if self.report is None else [f"{one.check}: {one.text}" for one in self.report.faults]
-        return [*judged, *self.findings]
+        return [*broken_laws(self.report), *self.findings]
 
 
 class Outage:

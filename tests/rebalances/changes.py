@@ -19,7 +19,7 @@ from pathlib import Path
 from asyncpar.testing.checkers import Report, Rules, check
 from asyncpar.testing.history import HistoryFile, decode
 from tests.chaos.crew import Crew
-from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, whole_history
+from tests.chaos.judging import TOLERANCE_NS, WORLD_ERRORS, Ground, broken_laws, whole_history
 from tests.chaos.load import Load
 from tests.chaos.plan import DRAIN_MS, GRACE_MS, MAX_IN_FLIGHT, MemberPlan
 from tests.rebalances.stillness import Stillness, Window, stillness
@@ -64,14 +64,13 @@ class Outcome:
         """All that is wrong, one text each."""
         if self.report is None:
             return self.findings
-        judged = [f"{fault.check}: {fault.text}" for fault in self.report.faults]
         # Each of them could excuse a duplicate, and must not exist where all changes are clean.
         unclean = [
             f"{self.report.counts[name]} {name}, where there must be none"
             for name in ("duplicates", "stragglers", "late starts", "unclean losses")
             if self.report.counts[name]
         ]
-        return [*judged, *unclean, *self.findings]
+        return [*broken_laws(self.report), *unclean, *self.findings]
 
 
 def steps(times: int, seed: int) -> Iterator[Step]:

@@ -160,6 +160,19 @@ def test_behind_a_truncation_the_laws_hold_again() -> None:
     assert broken(anew().committed(A, 3)) == ["COMMIT"]
 
 
+def test_a_truncation_far_above_takes_no_position_away() -> None:
+    """The partition was halted, and is tried again from below: what it was delivered is still there."""
+
+    def tried_again() -> Tale:
+        tale = opened().ran(A, 0, 2).ran(A, 1, how="failed").truncated(4).note("seek", A, 1).polled(A, 1, 2)
+        return tale.ran(A, 1)
+
+    assert fine(tried_again().committed(A, 3))
+    assert broken(tried_again().committed(A, 5)) == ["COMMIT", "LOST"]
+    beyond = opened().ran(A, 0, 2).ran(A, 1, how="failed").truncated(3).note("seek", A, 1).polled(A, 1, 2)
+    assert broken(beyond.ran(A, 1).committed(A, 3)) == ["COMMIT"], "it stood at 4: it has begun anew"
+
+
 def test_two_commits_on_their_way_are_flagged() -> None:
     """One at a time: the answer of the first may be lost, but somebody has to have waited for it."""
     tale = opened().ran(A, 0).commit_sent(A, 1).ran(A, 1).commit_sent(A, 2).answered(A, "acknowledged")

@@ -20,6 +20,7 @@ from pathlib import Path
 from asyncpar.testing.checkers import Report
 from asyncpar.testing.history import read
 from tests import kafka_tools
+from tests.chaos.judging import broken_laws
 from tests.integration.members import Member
 from tests.integration.waiting import eventually, until_committed_to_end
 from tests.integration.watch import judge
@@ -70,8 +71,7 @@ class Outcome:
     @property
     def faults_found(self) -> list[str]:
         """All that is wrong, one text each."""
-        judged = [] if self.report is None else [f"{one.check}: {one.text}" for one in self.report.faults]
-        return [*judged, *self.findings]
+        return [*broken_laws(self.report), *self.findings]
 
 
 class Killing:
