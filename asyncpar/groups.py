@@ -17,7 +17,7 @@ from asyncpar.executors.app_executors import AppExecutors
 from asyncpar.executors.invoke import invocation
 from asyncpar.executors.process_rules import BridgeRules
 from asyncpar.middleware import Middleware
-from asyncpar.policies import Default, Retry, delay_of, suggestion
+from asyncpar.policies import FOREVER, Default, Retry, delay_of, suggestion
 from asyncpar.ports import Subscription
 from asyncpar.records import RawRecord
 from asyncpar.runtime.handlers import Admissions, Handler
@@ -136,7 +136,8 @@ def _check_names(specs: Sequence[TopicSpec]) -> None:
 
 def _engine_wide_retry(settings: Settings) -> Retry:
     """Of handlers that declare none."""
-    attempts = Default.ATTEMPTS if settings.retry_attempts is None else settings.retry_attempts
+    given = settings.retry_attempts
+    attempts = Default.ATTEMPTS if given is None else None if given == FOREVER else given
     return Retry(attempts, settings.retry_base_ms, settings.retry_max_ms)
 
 

@@ -40,6 +40,8 @@ NOT_BEFORE = PREFIX + "not-before"
 """No handler is to run the record before this time, milliseconds since the epoch."""
 REPLAYED = PREFIX + "replayed"
 """How often it was replayed from a dead-letter topic."""
+INTENDED = PREFIX + "intended"
+"""When it was to be sent by its schedule, milliseconds since the epoch: `asyncpar produce` writes it."""
 
 
 def text(headers: Sequence[tuple[str, bytes]], name: str) -> str | None:

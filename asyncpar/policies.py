@@ -37,6 +37,9 @@ class Default(enum.Enum):
 
 
 ATTEMPTS_WITH_DEAD_LETTERS: Final = 5
+FOREVER: Final = "forever"
+"""What settings say where code says None, for no limit: TOML has no None."""
+_NONE: Final = f'None ("{FOREVER}" in settings)'
 _BURST_OF_A_TENTH: Final = 0
 """Stands for a burst that was not given."""
 
@@ -70,16 +73,16 @@ class Retry:
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, int):
-            check_count("Retry", "attempts", self.attempts, "total runs, or None to try for ever")
+            check_count("Retry", "attempts", self.attempts, f"total runs, or {_NONE} to try for ever")
         elif self.attempts is not None and self.attempts is not Default.ATTEMPTS:
-            refuse("Retry", f"attempts={self.attempts!r} must be a whole number, or None to try for ever")
+            refuse("Retry", f"attempts={self.attempts!r} must be a whole number, or {_NONE} to try for ever")
         check_count("Retry", "base_ms", self.base_ms, "milliseconds")
         check_count("Retry", "max_ms", self.max_ms, "milliseconds")
         if self.max_ms < self.base_ms:
             refuse("Retry", f"max_ms={self.max_ms} is below base_ms={self.base_ms}; raise max_ms")
         check_choice("Retry", "backoff", self.backoff, get_args(Backoff))
         if self.max_age_ms is not None:
-            check_count("Retry", "max_age_ms", self.max_age_ms, "milliseconds, or None for no limit")
+            check_count("Retry", "max_age_ms", self.max_age_ms, f"milliseconds, or {_NONE} for no limit")
             if self.max_age_ms < self.base_ms:
                 refuse(
                     "Retry",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from asyncpar.settings_kafka import (
     MIB,
@@ -33,6 +33,7 @@ def _lowered(value: object) -> object:
 LogLevel: TypeAlias = Annotated[
     Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lowered)
 ]
+Attempts: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)] | Literal["forever"]
 Profile: TypeAlias = Literal["low_latency", "high_throughput", "resource_constrained", "test"]
 
 
@@ -134,14 +135,13 @@ class ProcessSettings(Section):
 class RetrySettings(Section):
     """Defaults of handlers that do not declare their own retry."""
 
-    retry_attempts: int | None = knob(
+    retry_attempts: Attempts | None = knob(
         None,
-        "Total runs of a failing record before its partition halts.",
+        "Total runs of a failing record before it is given up, which halts its partition where there are no "
+        "dead letters. `forever`: it is never given up, dead letters or not.",
         low="1 means no retry",
         high="a poisoned record keeps its key waiting for that long",
-        unset="for ever",
-        ge=1,
-        le=1_000_000,
+        unset="for ever, or 5 with `dead_letter`",
     )
     retry_base_ms: int = knob(
         100,
@@ -176,7 +176,8 @@ class FailureSettings(Section):
     dead_letter: Name | None = knob(
         None,
         "Topic for records that are given up, or a suffix such as `.dlq` of the name of their own topic. "
-        "With it a failing record is given up after 5 attempts, unless its `retry` says otherwise.",
+        "With it a failing record is given up after 5 attempts, unless its `retry` or `retry_attempts` says "
+        "otherwise.",
         unset="none: a record that is given up halts its partition",
     )
 

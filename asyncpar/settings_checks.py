@@ -132,13 +132,13 @@ def allowed(name: str) -> str:
     if name == "sasl_oauth_token_provider":
         return "an object with an async token() method, or module:object"
     choices = _choices(info.annotation)
+    kinds = [getattr(part, "__origin__", part) for part in get_args(info.annotation) or (info.annotation,)]
+    if int in kinds:
+        return ", or ".join((_whole_number(name, info), *choices))
     if choices:
         return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-    kinds = get_args(info.annotation) or (info.annotation,)
     if bool in kinds:
         return "true or false"
-    if int in kinds:
-        return _whole_number(name, info)
     if name.endswith("file") or name == "log_config":
         return "the path of a file"
     return "text that is not empty"
@@ -156,8 +156,12 @@ def _whole_number(name: str, info: FieldInfo) -> str:
 
 def limits(info: FieldInfo) -> tuple[int | None, int | None]:
     """Least and greatest value that a numeric field takes."""
-    least = next((item.ge for item in info.metadata if hasattr(item, "ge")), None)
-    most = next((item.le for item in info.metadata if hasattr(item, "le")), None)
+    bounds = [*info.metadata]
+    for part in get_args(info.annotation):  # where a number is one choice among others
+        for field in getattr(part, "__metadata__", ()):
+            bounds += getattr(field, "metadata", ())
+    least = next((item.ge for item in bounds if hasattr(item, "ge")), None)
+    most = next((item.le for item in bounds if hasattr(item, "le")), None)
     return least, most
 
 

@@ -19,21 +19,20 @@ class HandlerKey(NamedTuple):
     knob: str | None = None
 
 
+_OR_FOREVER = 'a whole number from 1, or `"forever"` for no limit'
 _ERRORS = 'names of exceptions, such as `["ConnectionError", "httpx.TimeoutException"]`'
 
 HANDLER_KEYS: Mapping[str, HandlerKey] = {
     "concurrency": HandlerKey("calls at a time", "a whole number from 1", "concurrency"),
     "timeout_ms": HandlerKey("how long a call may run", "a whole number from 1", "timeout_ms"),
-    "attempts": HandlerKey(
-        "total runs of a record, the first one included", "a whole number from 1", "retry_attempts"
-    ),
+    "attempts": HandlerKey("total runs of a record, the first one included", _OR_FOREVER, "retry_attempts"),
     "base_ms": HandlerKey("the first pause before a retry", "a whole number from 1", "retry_base_ms"),
     "max_ms": HandlerKey("the longest pause", "a whole number from 1", "retry_max_ms"),
     "backoff": HandlerKey(
         "how pauses grow",
         "`fixed`, `linear`, `exponential`, `exp_full_jitter` or `exp_equal_jitter`",
     ),
-    "max_age_ms": HandlerKey("no attempt begins later after the first failure", "a whole number from 1"),
+    "max_age_ms": HandlerKey("no attempt begins later after the first failure", _OR_FOREVER),
     "on": HandlerKey("only these exceptions are tried again", _ERRORS),
     "not_on": HandlerKey("these exceptions are given up at once", _ERRORS),
     "on_error": HandlerKey(

@@ -330,9 +330,9 @@ def _arrange(
 
 
 def _make_record(topic: str, partition: int, raw: RawRecord, attempt: int, generation: int) -> Record:
-    stamp, stamp_type = raw.timestamp, raw.timestamp_type
+    stamp, stamp_type, pairs = raw.timestamp, raw.timestamp_type, tuple(raw.headers)
     return Record(
-        topic, partition, raw.offset, raw.key, raw.value, raw.headers, stamp, stamp_type, attempt, generation
+        topic, partition, raw.offset, raw.key, raw.value, pairs, stamp, stamp_type, attempt, generation
     )
 
 

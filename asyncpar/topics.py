@@ -17,6 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 from asyncpar.errors import DecodeError, HandlerError
 from asyncpar.policies import (
+    FOREVER,
     Breaker,
     DeadLetterBudget,
     PoisonKeys,
@@ -79,6 +80,7 @@ _POLICIES: dict[str, tuple[type, str]] = {
     "key_rate_limit": (RateLimit, "RateLimit(per_second=1, burst=1)"),
 }
 _RETRY_KEYS = ("attempts", "base_ms", "max_ms", "backoff", "max_age_ms", "on", "not_on")
+_UNLIMITED_KEYS = frozenset({"attempts", "max_age_ms"})
 OVERRIDABLE = frozenset({"concurrency", "timeout_ms", "dead_letter", "on_error", *_RETRY_KEYS, *_CHOICES})
 """What a settings table `[handlers."name"]` may say."""
 
@@ -186,6 +188,7 @@ class TopicSpec:
             if key not in OVERRIDABLE:
                 refuse(self.where, f"unknown setting {key!r}; {suggestion(key, OVERRIDABLE)}")
         retry: dict[str, Any] = {key: values[key] for key in _RETRY_KEYS if key in values}
+        retry |= {key: None for key in retry.keys() & _UNLIMITED_KEYS if retry[key] == FOREVER}
         changes: dict[str, Any] = {key: value for key, value in values.items() if key not in retry}
         if retry:
             try:

@@ -153,6 +153,19 @@ def test_a_handler_may_have_no_dead_letters_although_the_settings_give_some() ->
         assert [one.rules.attempts for one in rules_of(group)] == [None, 5]
 
 
+def test_forever_is_for_ever_also_beside_dead_letters() -> None:
+    """By the setting and by the handler's table; where neither says it, dead letters make it 5."""
+    values = {"group": "g", "dead_letter": ".dlq"}
+    table: dict[str, dict[str, object]] = {"a": {"attempts": "forever"}}
+    for handlers, more, attempts in (
+        (table, {}, None),
+        ({}, {"retry_attempts": "forever"}, None),
+        ({}, {}, 5),
+    ):
+        (group,) = declare(spec(one, "a", name="a"), handlers=handlers, **values, **more)
+        assert rules_of(group)[0].rules.attempts == attempts
+
+
 def test_a_table_that_changes_one_value_of_a_retry_leaves_the_others_to_the_settings() -> None:
     """Of a handler that declares none."""
     table: dict[str, dict[str, object]] = {"a": {"max_ms": 9_000}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,22 @@ async def test_as_many_children_work_side_by_side_as_the_setting_says(journal: P
         assert status.children == 3
     assert [line["what"] for line in lines(journal)] == ["start"] * 3 + ["end"] * 3
     assert len({line["pid"] for line in lines(journal)}) == 3
+
+
+async def test_killed_idle_children_hold_nothing_up(journal: Path) -> None:
+    """With -9, all of them, between two records: the next ones are done in others, as first attempts."""
+    turns: list[set[int]] = []
+    async with TestApp(handlers.nap, worker_pool_size=2) as kafka:
+        for turn in range(2):
+            for key in "ab":
+                await kafka.send("naps", "0.2", key=key, headers={"journal": str(journal)})
+            await kafka.settled()
+            turns.append({line["pid"] for line in lines(journal)[4 * turn :]})
+            for pid in turns[-1]:
+                os.kill(pid, signal.SIGKILL)
+    assert [len(pids) for pids in turns] == [2, 2]
+    assert turns[0].isdisjoint(turns[1])
+    assert [(one.outcome, one.attempt) for one in kafka.handled] == [("success", 1)] * 4
 
 
 async def test_a_child_is_replaced_after_as_many_records_as_the_setting_says(journal: Path) -> None:

@@ -39,6 +39,8 @@ def test_unknown_name_without_a_near_one_has_no_suggestion():
         ("ssl_cafile", "/no/such/file.pem", "there is no such file"),
         ("http_port", "tcp://10.0.0.1:80", "enableServiceLinks"),
         ("max_in_flight", "0", "from 1 to 1000000"),
+        ("retry_attempts", "always", "a whole number from 1 to 1000000, without a unit, or forever"),
+        ("retry_attempts", "0", "a whole number from 1 to 1000000, without a unit, or forever"),
     ],
 )
 def test_malformed_text_says_what_is_allowed(name: str, text: str, says: str):

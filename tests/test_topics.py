@@ -357,6 +357,16 @@ def test_override_makes_a_retry_where_there_was_none() -> None:
     )
 
 
+def test_a_table_says_forever_where_code_says_none() -> None:
+    """TOML has no None: without the word a limit of the decorator could be changed, but never be lifted."""
+    limited = spec_with(retry=Retry(attempts=3, max_age_ms=60_000))
+    assert limited.override(attempts="forever", max_age_ms="forever").retry == Retry(attempts=None)
+    with pytest.raises(HandlerError, match=r'attempts=\'ever\' must be .* None \("forever" in settings\)'):
+        limited.override(attempts="ever")
+    with pytest.raises(HandlerError, match="base_ms='forever' must be a whole number"):
+        limited.override(base_ms="forever")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

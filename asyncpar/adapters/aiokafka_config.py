@@ -84,6 +84,7 @@ class ClientConfig:
     fetch_max_wait_ms: int = 500
     fetch_min_bytes: int = 1
     max_partition_fetch_bytes: int = 1024 * 1024
+    client_records: bool = False
     security_protocol: str = "PLAINTEXT"
     sasl_mechanism: str | None = None
     sasl_username: str | None = None

@@ -88,7 +88,7 @@ class AiokafkaConsumer:
         try:
             async with asyncio.timeout_at(_loop_time(deadline)):
                 await self._consumer.start()
-                self._inside.attach(self._clock)
+                self._inside.attach(self._clock, client_records=self._config.client_records)
                 await self._inside.find_coordinator()
         except TimeoutError as err:
             raise unreachable(

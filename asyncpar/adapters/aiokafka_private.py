@@ -26,6 +26,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.group import HeartbeatRequest, LeaveGroupRequest, SyncGroupRequest
 
+from asyncpar.adapters.aiokafka_chunks import Chunks, is_known_client
 from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError
 from asyncpar.adapters.aiokafka_lease import MembershipClock
 from asyncpar.adapters.aiokafka_network import ClientNetwork
@@ -69,11 +70,16 @@ class ClientInternals:
             self._subscription.abort_waiters(self._fenced)
             raise self._fenced
 
-    def attach(self, clock: MembershipClock) -> None:
-        """Take hold of the fetcher and the coordinator, which exist since the consumer's start()."""
+    def attach(self, clock: MembershipClock, *, client_records: bool) -> None:
+        """Take hold of the fetcher and the coordinator, which exist since the consumer's start().
+
+        `client_records`: records stay as the client makes them, also where they could be read directly.
+        """
         self._fetcher, self._coordinator = self._consumer._fetcher, self._consumer._coordinator
         require_parts(self._fetcher)
         require_parts(self._coordinator)
+        if is_known_client() and not client_records:
+            self._fetcher._records = Chunks(self._fetcher._records)
         coordinator = self._coordinator
         send, wait = coordinator._send_req, self._subscription.wait_for_assignment
 

@@ -57,7 +57,7 @@ def payload_bytes(record: RawRecord) -> int:
 class Backpressure:
     """The intake's memory between fetches: which limits are active."""
 
-    __slots__ = ("_bytes_bound", "bytes_active", "limits", "records_active")
+    __slots__ = ("_bytes_bound", "_counted_for", "bytes_active", "limits", "records_active")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -66,6 +66,9 @@ class Backpressure:
         self.bytes_active = False
         """True while the group's byte limit holds all fetching back."""
         self._bytes_bound = 0
+        """No less than what all partitions count with, since the last exact count."""
+        self._counted_for = 0
+        """How many partitions there were at that count."""
 
     @property
     def is_full(self) -> bool:
@@ -108,13 +111,14 @@ class Backpressure:
 
     def admitted(self, records: Iterable[RawRecord]) -> None:
         """These were let in: raises the bound that saves counting bytes at every completion."""
-        self._bytes_bound += sum(map(payload_bytes, records))
+        self._bytes_bound += sum([len(one.value or b"") + len(one.key or b"") for one in records])
 
     def _judge_bytes(self, partitions: Sequence[Partition]) -> None:
         """Count exactly only when the bound says that the limit may be passed."""
         limit = self.limits.max_in_flight_bytes
-        if not self.bytes_active and self._bytes_bound < limit:
+        if not self.bytes_active and self._bytes_bound < limit and self._counted_for == len(partitions):
             return
+        self._counted_for = len(partitions)
         reserve = self.limits.reserved_bytes(len(partitions))
         self._bytes_bound = sum(max(reserve, bytes_held([partition])) for partition in partitions)
         resume_at = limit * _RESUME_SHARE if self.bytes_active else limit

@@ -151,6 +151,8 @@ class Queues:
             if vp is None:
                 by_key[key] = vp = VirtualPartition(self, key, record)
                 ready.append(vp)
+            elif vp.rest:
+                vp.rest.append(record)
             else:
                 vp.append(record)
         return None

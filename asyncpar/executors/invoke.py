@@ -164,7 +164,7 @@ def _with_middlewares(plan: CallPlan, attempt: Attempt, middlewares: Sequence[Mi
             raw.offset,
             raw.key,
             raw.value,
-            raw.headers,
+            tuple(raw.headers),
             raw.timestamp,
             raw.timestamp_type,
             number,

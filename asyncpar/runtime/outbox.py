@@ -211,7 +211,8 @@ class Outbox:
             if wait <= 0:
                 departure.may_leave = None
                 return
-            self._refuse(tp, departure, f"the dead-letter budget of handler {departure.handler} is used up")
+            why = "is used up: dead letters wait, and leave again as its window moves on"
+            self._refuse(tp, departure, f"the dead-letter budget of handler {departure.handler} {why}")
             departure.held_until = now + wait
             await asyncio.sleep(wait)
 

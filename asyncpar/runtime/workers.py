@@ -18,15 +18,16 @@ import asyncio
 import contextvars
 import decimal
 from collections.abc import Iterator
+from math import frexp
 
 from asyncpar.context import CALL
-from asyncpar.core.virtual_partitions import ReadyQueue, VirtualPartition
+from asyncpar.core.virtual_partitions import ANY_OFFSET, ReadyQueue, VirtualPartition
+from asyncpar.metrics import BUCKETS_BELOW_SECOND, LAST_BUCKET
 from asyncpar.records import RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.admission import Gate
 from asyncpar.runtime.bridges import BridgeWatch
 from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Handler
-from asyncpar.runtime.resume import resume
 from asyncpar.runtime.tally import Tally
 from asyncpar.runtime.verdicts import Verdicts
 from asyncpar.runtime.worker import Interrupted, Worker, classify, watched
@@ -48,6 +49,9 @@ class HandlerPool:
         self.retries = 0
         self.timeouts = 0
         self._idle: list[Worker] = []
+        self._turn = 0
+        """How often the loop has gone on to others since a worker asked to be told (`_when_it_turns`)."""
+        self._is_told = False
         self._to_spawn = 0
         self._spawn = asyncio.Event()
         self._closing = False
@@ -105,6 +109,24 @@ class HandlerPool:
         if wanted and room > 0:
             self._to_spawn += min(wanted, room)
             self._spawn.set()
+
+    def _when_it_turns(self) -> None:
+        """Have `_turned` called once as soon as the worker that runs now lets go of the loop."""
+        if not self._is_told:
+            self._is_told = True
+            asyncio.get_running_loop().call_soon(self._turned)
+
+    def _turned(self) -> None:
+        """The loop goes round: what is ready while a handler waits is for the other workers."""
+        self._is_told = False
+        self._turn += 1
+        ready, gate = self.queue.ready, self.gate
+        if (
+            ready
+            and any(worker.vp is not None for worker in self.workers)
+            and (gate is None or gate.may_start(self.state.clock.monotonic()))
+        ):
+            self._wake(len(ready))
 
     def close(self) -> None:
         """No new work is coming: idle workers end, busy ones after their record."""
@@ -172,8 +194,14 @@ class HandlerPool:
         clock = state.clock.monotonic
         task = asyncio.current_task()
         assert task is not None
+        copy_context, cancelling = contextvars.copy_context, task.cancelling
+        success = Verdict.SUCCESS  # a member of an enum costs as much as the clock
+        turn = -1
         now = yielded = clock()
         while True:
+            if self._turn != turn:
+                turn = self._turn
+                self._when_it_turns()
             if (
                 not ready
                 or (now > state.lease_until and not state.renew_lease(now))
@@ -189,25 +217,16 @@ class HandlerPool:
             assert record is not None
             queues = vp.queues
             offset = record.offset
-            if offset >= queues.start_below:
+            if queues.start_below is not ANY_OFFSET and offset >= queues.start_below:
                 queues.hold(vp)
                 continue
             if gate is not None and not gate.admit(me, vp, now):
                 continue
             me.vp, me.record, me.started = vp, record, now
             attempt = queues.attempts.get(offset, 0) + 1 if queues.attempts else 1
-            verdict, error = Verdict.SUCCESS, None
+            verdict, error = success, None
             try:
-                coroutine = invoke(queues.topic, queues.number, record, attempt, queues.generation)
-                try:
-                    waiting_for = coroutine.send(None)
-                except StopIteration as end:
-                    result = end.value
-                else:
-                    if ready and (gate is None or gate.may_start(now)):
-                        self._wake(len(ready))
-                    result = await resume(coroutine, waiting_for)
-                    yielded = clock()
+                result = await invoke(queues.topic, queues.number, record, attempt, queues.generation)
                 if judged:
                     verdict, error = result.verdict, result.error
                     if me.cancel_reason is not None and verdict is Verdict.FAILED:
@@ -230,9 +249,15 @@ class HandlerPool:
             started, now = now, clock()
             me.vp = me.record = None
             tally = tallies.get(queues.topic) or self.tally(queues.topic)
-            tally.processing.add(now - started)
+            processing, seconds = tally.processing, now - started
+            bucket = frexp(seconds)[1] + BUCKETS_BELOW_SECOND
+            if 0 < bucket < LAST_BUCKET:
+                processing.counts[bucket] += 1
+                processing.total += seconds
+            else:
+                processing.add(seconds)
             is_free = gate is not None and self.verdicts.judge(me, vp, offset, verdict, error)
-            if verdict is not Verdict.SUCCESS:
+            if verdict is not success:
                 self.verdicts.settle(vp, record, attempt, verdict, error, tally, is_free=is_free)
             elif queues.unfinished.pop(offset, None) is None:
                 tally.succeeded += 1
@@ -251,15 +276,21 @@ class HandlerPool:
                     self._sample(tally, queues.partition, record, started)
             if me.finished is not None:
                 self._settle_waiter(me)
-            if task.cancelling() or me.cancel_reason is not None:
+            if cancelling() or me.cancel_reason is not None:
                 await self._absorb_cancellation(me, task)
                 now = yielded = clock()
-            if self._has_changed(home):
+            try:
+                has_changed = copy_context() != home
+            except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
+                has_changed = True
+            if has_changed:
                 self.retired += 1
                 return
             if now - yielded > _YIELD_SECONDS:
-                await asyncio.sleep(0)
-                now = yielded = clock()
+                if self._turn == turn:
+                    await asyncio.sleep(0)
+                    now = clock()
+                yielded = now
 
     @staticmethod
     def _has_changed(home: contextvars.Context) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
+import aiokafka
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import (
@@ -24,6 +25,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import BrokerMetadata
 
 from asyncpar.adapters import aiokafka_network
+from asyncpar.adapters.aiokafka_chunks import Chunks
 from asyncpar.adapters.aiokafka_errors import FencedInstanceIdError
 from asyncpar.adapters.aiokafka_lease import MembershipClock
 from asyncpar.adapters.aiokafka_private import ClientInternals
@@ -56,9 +58,9 @@ class Offline:
             raise answer
         return answer
 
-    async def start(self) -> None:
+    async def start(self, *, client_records: bool = False) -> None:
         await self.consumer.start()
-        self.inside.attach(self.clock)
+        self.inside.attach(self.clock, client_records=client_records)
         self.coordinator = self.consumer._coordinator
         self.coordinator.coordinator_id = 1
         self.coordinator._coordinator_dead_fut = asyncio.get_running_loop().create_future()
@@ -105,6 +107,20 @@ class Connection:
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "direct"), [("", False, True), ("", True, False), ("0.14.9", False, False)]
+)
+async def test_records_are_read_directly_where_the_client_is_known(
+    monkeypatch: pytest.MonkeyPatch, version: str, asked: bool, direct: bool
+) -> None:
+    """Unless `client_records` asks for the client's own, or the client has another version."""
+    monkeypatch.setattr(aiokafka, "__version__", version or aiokafka.__version__)
+    offline = Offline()
+    await offline.start(client_records=asked)
+    assert isinstance(offline.consumer._fetcher._records, Chunks) is direct
+    await close_consumer(offline.consumer, offline.inside, leave=False, timeout_s=1.0)
 
 
 async def test_heartbeats_and_syncs_extend_the_lease(offline: Offline) -> None:

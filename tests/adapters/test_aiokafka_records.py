@@ -22,6 +22,8 @@ from tests.kafka_tools import Record, keyed, produce
 
 pytestmark = pytest.mark.broker
 
+both_ways = pytest.mark.parametrize("client_records", [False, True], ids=["direct", "client records"])
+
 
 def produce_with(bootstrap: str, codec: str, topic: str, records: list[Record]) -> None:
     """Produce `records` in batches compressed with `codec`. Blocks."""
@@ -40,8 +42,9 @@ def produce_with(bootstrap: str, codec: str, topic: str, records: list[Record]) 
     assert producer.flush(20) == 0
 
 
+@both_ways
 async def test_whatever_a_producer_may_send_arrives_as_it_was_sent(
-    broker: Broker, make_topic: TopicFactory, group_id: str
+    broker: Broker, make_topic: TopicFactory, group_id: str, client_records: bool
 ) -> None:
     """Every codec, headers without a value and twice the same, tombstones, records larger than a fetch."""
     codecs = ["none", "gzip", "lz4", "snappy", "zstd"]
@@ -55,7 +58,9 @@ async def test_whatever_a_producer_may_send_arrives_as_it_was_sent(
             Record(b"k", None, partition=partition),
         ]
         await asyncio.to_thread(produce_with, broker.bootstrap, codec, topic, records)
-    async with member(broker.bootstrap, group_id, topic, max_partition_fetch_bytes=50_000) as m:
+    async with member(
+        broker.bootstrap, group_id, topic, max_partition_fetch_bytes=50_000, client_records=client_records
+    ) as m:
         partitions = await m.joined(len(codecs))
         for tp in partitions:
             m.consumer.seek(tp, 0)
@@ -63,20 +68,21 @@ async def test_whatever_a_producer_may_send_arrives_as_it_was_sent(
         for tp in partitions:
             assert [record.offset for record in got[tp]] == list(range(22))
             assert [record.timestamp - now for record in got[tp][:20]] == list(range(20))
-            assert (got[tp][3].headers, got[tp][3].timestamp_type) == (headers, 0)
+            assert (tuple(got[tp][3].headers), got[tp][3].timestamp_type) == (headers, 0)
             assert [len(record.value or b"") for record in got[tp]] == [100] * 20 + [1_500_000, 0]
             assert got[tp][21].value is None
             assert m.consumer.position(tp) == 22
 
 
+@both_ways
 async def test_the_brokers_own_clock_is_told_from_the_producers(
-    broker: Broker, make_topic: TopicFactory, group_id: str
+    broker: Broker, make_topic: TopicFactory, group_id: str, client_records: bool
 ) -> None:
     """With LogAppendTime the timestamp is the broker's, and says so."""
     topic = make_topic(1, {"message.timestamp.type": "LogAppendTime"})
     begin = time.time() * 1000
     await produce(broker.bootstrap, topic, [Record(b"k", b"v", timestamp_ms=1_000)])
-    async with member(broker.bootstrap, group_id, topic) as m:
+    async with member(broker.bootstrap, group_id, topic, client_records=client_records) as m:
         (p0,) = await m.joined(1)
         m.consumer.seek(p0, 0)
         (record,) = (await m.read([p0], 1))[p0]
@@ -84,14 +90,15 @@ async def test_the_brokers_own_clock_is_told_from_the_producers(
         assert begin - 1_000 < record.timestamp < time.time() * 1000 + 1_000
 
 
+@both_ways
 async def test_an_unreadable_record_is_named_and_what_stands_before_it_comes_out(
-    broker: Broker, make_topic: TopicFactory, group_id: str
+    broker: Broker, make_topic: TopicFactory, group_id: str, client_records: bool
 ) -> None:
     """A batch whose header names are no UTF-8: brokers take it, the client cannot read it."""
     topic = make_topic(1)
     await produce(broker.bootstrap, topic, keyed(2))
     await produce_unreadable(broker.bootstrap, topic)
-    async with member(broker.bootstrap, group_id, topic) as m:
+    async with member(broker.bootstrap, group_id, topic, client_records=client_records) as m:
         (p0,) = await m.joined(1)
         m.consumer.seek(p0, 0)
         offsets: list[int] = []

@@ -90,8 +90,12 @@ class IntakeMachine(RuleBasedStateMachine):
         for partition in wanted[first % len(wanted) :][:1] if wanted else []:
             position = tracker_of(partition).position
             chunk = [FakeRecord(position + n, b"k", b"v" * size) for n in range(room)]
+            if self.intake.bytes_active:
+                share = self.intake.limits.reserved_bytes(len(self.partitions))
+                self.above_reserves += max(0, size + 1 - share)
+            else:
+                self.last_chunk_bytes = sum(map(payload_bytes, chunk))
             self.intake.admitted(tracker_of(partition).admit(chunk))
-            self.above_reserves += max(0, size + 1 - self.intake.limits.reserved_bytes(len(self.partitions)))
 
     @precondition(lambda self: any(partition.in_flight for partition in self.partitions))
     @rule(data=st.data(), count=st.integers(1, 80))

@@ -109,6 +109,17 @@ async def test_a_child_that_dies_with_nothing_running_blames_no_job() -> None:
         assert await one.death() == Death("killed by SIGKILL", 0, 0, {})
 
 
+async def test_a_lane_whose_idle_child_was_killed_closes_at_once() -> None:
+    """Before its death is known: nobody waits for a word of it, however much time there is."""
+    async with rig() as one:
+        one.lane.send(batch(1, "ok"))
+        await one.reply()
+        assert one.lane.pid is not None
+        os.kill(one.lane.pid, signal.SIGKILL)
+        await asyncio.wait_for(one.lane.close(2 * SECONDS), SECONDS)
+        assert not is_running(one.lane.pid)
+
+
 @pytest.mark.parametrize("deed", ["close everything", "nonsense"])
 async def test_a_child_that_cannot_be_talked_to_is_killed(
     deed: str, caplog: pytest.LogCaptureFixture

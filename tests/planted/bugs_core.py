@@ -97,8 +97,8 @@ QUEUES = (
         "lifo-within-a-key",
         "A record that has to wait is put before the others of its key.",
         "core.virtual_partitions",
-        old="self.rest.append(record)",
-        new="self.rest.appendleft(record)",
+        old="                vp.rest.append(record)\n",
+        new="                vp.rest.appendleft(record)\n",
         checks=("ORDER",),
     ),
     Bug(

@@ -25,9 +25,8 @@ SLOTS = (
         "others-are-not-woken",
         "A worker whose handler waits does not wake the others for the heads that are ready.",
         "runtime.workers",
-        old="                    if ready and (gate is None or gate.may_start(now)):\n"
-        "                        self._wake(len(ready))\n",
-        new="",
+        old="            self._wake(len(ready))\n",
+        new="            pass\n",
         checks=("PROBLEM",),
     ),
     Bug(
