@@ -33,7 +33,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker needed
 	@$(BIN)/asyncpar demo --seconds $(SECONDS_OF_DEMO)
 
-bench: $(STAMP)  ## measure this machine (WORKLOAD=p1, p4, p7); every figure with what it was measured on
+bench: $(STAMP)  ## measure this machine (WORKLOAD=p1 to p11, s1, s2); every figure with what it was measured on
 	@$(BIN)/python benchmarks/$(WORKLOAD).py
 
 # --- to trust it -----------------------------------------------------------------------------------

@@ -58,8 +58,16 @@ class AssignmentListener(Protocol):
 class RecordSource(Protocol):
     """Where records come from. Only the poller calls `fetch`, one call at a time, never cancelled."""
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """Records of `wanted` only, `max_records` at most in all; [] when nothing came in time.
+
+        `max_per_partition`: no more than that of any one of them; None: as many as there is room for.
 
         With an empty `wanted` it keeps the member alive for up to `timeout_ms` and returns [].
         It may wait longer than `timeout_ms` while the group rebalances.

@@ -259,6 +259,11 @@ class ServiceSettings(Section):
         "it replaces `log_level` and `log_format`.",
         unset="asyncpar's own format on stderr",
     )
+    tune_gc: bool = knob(
+        True,
+        "`asyncpar run` takes what the program has loaded at its start out of garbage collection, and "
+        "collects less often. Off, Python's own rules stay. An app that is embedded never touches them.",
+    )
     profile: Profile | None = knob(
         None, "A set of other defaults; every source of settings wins over it.", unset="the defaults here"
     )

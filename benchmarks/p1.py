@@ -1,14 +1,17 @@
-"""Workload P1: what asyncpar's own work costs, measured as its share of a bare loop's rate.
+"""Workload P1: what asyncpar's own work costs, measured as its share of a bare loop's rate; rivals beside it.
 
     python benchmarks/p1.py [--bootstrap-servers host:port] [--records N] [--rounds N] [--json FILE]
+                            [--contenders NAME,...]
 
-What lives here: the two contenders and the target; the course of it is `harness.py`'s. Contenders: a raw
-aiokafka loop over `getmany(max_records=500)`, and asyncpar with a no-op async handler and default settings.
-Both read the same topic on the same real broker in the same run, in turn, each in a fresh process, both with
-a commit every second. The rate is that of records from the first one handled to the last one; the time to
-join and to leave is shown beside it. The handler keeps a reference to each value for the check, which costs
-asyncpar a little; the raw loop, which cannot reorder, only checks that offsets run on. Exit code 1 when a run
-lost, repeated out of order or did not commit anything.
+What lives here: the contenders and the targets; the course of it is `harness.py`'s, the rivals' runs are
+`rivals_run.py`'s. Contenders: a raw aiokafka loop over `getmany(max_records=500)`, another over `async for`,
+and asyncpar with a no-op async handler and default settings; FastStream in three modes, pyrallel-consumer,
+and the Java Parallel Consumer, each for 20 s at most. All read the same topic on the same real broker in the
+same run, in turn, each in a fresh process; asyncpar and the raw loops commit every second. The rate is that
+of records from the first one handled to the last one; the time to join and to leave is shown beside it. The
+handlers keep each value, or write a line in a journal, for the check, which costs a little; the raw loops,
+which cannot reorder, only check that offsets run on. Exit code 1 when a run of ours lost, repeated out of
+order or did not commit anything.
 """
 
 from __future__ import annotations
@@ -25,14 +28,25 @@ if str(ROOT) not in sys.path:  # run as a script
 
 from aiokafka import AIOKafkaConsumer  # noqa: E402 - after the path
 
+from benchmarks import rivals_run  # noqa: E402 - likewise
 from benchmarks.harness import Row, Run, Task, conduct, quiet  # noqa: E402 - likewise
 from benchmarks.load import PARTITIONS, Load, check  # noqa: E402 - likewise
+from benchmarks.work import NO_OP  # noqa: E402 - likewise
 
 RECORDS = 1_000_000
 KEYS = 1_000
 MAX_RECORDS = 500
 COMMIT_SECONDS = 1.0
 TARGET_RATIO = 0.40
+RAW, FOR, OURS = "raw aiokafka", "raw async for", "asyncpar"
+RIVALS = {
+    rivals_run.ACK_FIRST: 30,
+    rivals_run.ACK_AFTER: 1_000,
+    rivals_run.ACK_FIRST_WORKERS: 30,
+    rivals_run.PYRALLEL: 100,
+    rivals_run.PARALLEL_100: 8,
+}
+"""And how many times faster asyncpar is to be."""
 
 
 def run_raw(task: Task) -> Run:
@@ -43,13 +57,7 @@ def run_raw(task: Task) -> Run:
 
 async def _raw(task: Task) -> Run:
     began = time.perf_counter()
-    consumer = AIOKafkaConsumer(
-        task.topic,
-        bootstrap_servers=task.bootstrap,
-        group_id=task.group,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-    )
+    consumer = _consumer(task)
     await consumer.start()
     run, expected = Run(0, 0.0, 0.0), dict.fromkeys(range(PARTITIONS), 0)
     first, next_commit = 0.0, time.perf_counter() + COMMIT_SECONDS
@@ -70,6 +78,47 @@ async def _raw(task: Task) -> Run:
     await consumer.stop()
     run.total_seconds = time.perf_counter() - began
     return run
+
+
+def run_for(task: Task) -> Run:
+    """The loop that most people write: `async for`, a commit each second."""
+    quiet()
+    return asyncio.run(_for(task))
+
+
+async def _for(task: Task) -> Run:
+    began = time.perf_counter()
+    consumer = _consumer(task)
+    await consumer.start()
+    run, expected, now = Run(0, 0.0, 0.0), dict.fromkeys(range(PARTITIONS), 0), time.perf_counter
+    first = next_commit = 0.0
+    async for record in consumer:
+        if not first:
+            first, next_commit = now(), now() + COMMIT_SECONDS
+        run.records += 1
+        if record.offset != expected[record.partition]:
+            run.faults.append(f"partition {record.partition} jumps to offset {record.offset}")
+        expected[record.partition] = record.offset + 1
+        if run.records == task.records:
+            break
+        if now() >= next_commit:
+            await consumer.commit()
+            next_commit = now() + COMMIT_SECONDS
+    run.seconds = now() - first
+    await consumer.commit()
+    await consumer.stop()
+    run.total_seconds = now() - began
+    return run
+
+
+def _consumer(task: Task) -> AIOKafkaConsumer:
+    return AIOKafkaConsumer(
+        task.topic,
+        bootstrap_servers=task.bootstrap,
+        group_id=task.group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
 
 
 def run_asyncpar(task: Task) -> Run:
@@ -109,22 +158,32 @@ def rows(records: int) -> list[Row]:
         Row(
             name="p1",
             load=Load(records, KEYS),
-            contenders={"raw aiokafka": run_raw, "asyncpar": run_asyncpar},
-            subject="asyncpar",
-            baseline="raw aiokafka",
+            contenders={
+                RAW: run_raw,
+                FOR: run_for,
+                OURS: run_asyncpar,
+                **rivals_run.contenders(RIVALS, NO_OP),
+            },
+            subject=OURS,
+            baseline=RAW,
             target=TARGET_RATIO,
             settings={
                 "delivery": f"at least once, a commit every {COMMIT_SECONDS:.0f} s (asyncpar: its defaults)",
-                "raw aiokafka": f"getmany(max_records={MAX_RECORDS})",
-                "asyncpar": "no-op async handler, default settings, event loop of the standard library",
+                RAW: f"getmany(max_records={MAX_RECORDS})",
+                FOR: "async for, one record at a time",
+                OURS: "no-op async handler, default settings, event loop of the standard library",
+                **rivals_run.told(RIVALS),
             },
+            figures=lambda results: {"times_rivals": rivals_run.times(OURS, RIVALS, results)},
+            rivals=rivals_run.names(RIVALS),
+            preparations=rivals_run.preparations(RIVALS),
         )
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; 1 when asyncpar (or the loop it is measured against) was wrong in any run."""
-    return conduct("P1: no-op handler against a raw aiokafka loop.", RECORDS, rows, arguments)
+    """Run it; 1 when asyncpar (or a loop it is measured against) was wrong in any run."""
+    return conduct("P1: no-op handler against raw aiokafka loops and rivals.", RECORDS, rows, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Workload P7: CPU-bound handlers in child processes, against a plain loop on one core, and other pools.
 
     python benchmarks/p7.py [--bootstrap-servers host:port] [--records N] [--rounds N] [--json FILE]
-                            [--pyrallel PYTHON]
+                            [--rows NAME,...] [--contenders NAME,...]
 
 What lives here: the contenders, the check of what ran in all of their processes, the rows and their targets;
 the course of it is `harness.py`'s, the handler `p7_work.py`'s. Every contender runs the same function: a
@@ -14,8 +14,8 @@ that ended, wherever they ran.
   machine give while the broker runs on them too.
 - `submit`: the plain loop, but each record goes to a `ProcessPoolExecutor(2)` by itself, and a chunk is
   waited for. It keeps no order, and is not asked to.
-- `pyrallel`: pyrallel-consumer's process mode with 2 processes and 2,000 in flight, by the Python that
-  `--pyrallel` names, where it is installed (it needs 3.12). Left out without the option.
+- `pyrallel`: pyrallel-consumer's process mode with 2 processes and 2,000 in flight, in an environment of its
+  own (it needs Python 3.12 and is left out where there is none).
 - `async`: P1's contender, a no-op on asyncpar's event loop.
 
 | row | load | measured against | target |
@@ -31,7 +31,6 @@ once, in order per key and one of a key at a time (`submit`: exactly once), with
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -62,7 +61,8 @@ from benchmarks.harness import (  # noqa: E402 - likewise
     conduct,
     quiet,
 )
-from benchmarks.load import Load, check  # noqa: E402 - likewise
+from benchmarks.load import Load, judge  # noqa: E402 - likewise
+from benchmarks.rivals_run import PYRALLEL_CONSUMER  # noqa: E402 - likewise
 
 RECORDS = 20_000
 WORKERS = 2
@@ -71,7 +71,6 @@ TARGET_RATIO = 0.90 * WORKERS
 NO_OP_RATIO, NO_OP_RATE = 0.30, 100_000
 COMMIT_SECONDS = 1.0
 MAX_RECORDS = 500
-KEY_BYTES = 6
 OURS, LOOP, LOOPS, SUBMIT, PYRALLEL, ASYNC = (
     "asyncpar",
     "plain loop",
@@ -102,25 +101,6 @@ def judged(read: Read, hashes: int, task: Task, *, is_ordered: bool = True) -> R
     return run
 
 
-def judge(
-    entries: Sequence[p7_work.Entry], per_key: Sequence[int], *, is_ordered: bool
-) -> tuple[int, list[str]]:
-    """`(repeats, faults)` of calls by the time when they began: each record once, a key's one at a time."""
-    places = [one.place for one in entries]
-    repeats, faults = check(places if is_ordered else sorted(places), per_key)
-    if repeats:
-        faults.append(f"{repeats} records ran more than once")
-    ends: dict[bytes, int] = {}
-    overlaps = 0
-    for place, began, ended in entries:
-        key = place[:KEY_BYTES]
-        overlaps += began < ends.get(key, 0)
-        ends[key] = max(ended, ends.get(key, 0))
-    if overlaps and is_ordered:
-        faults.append(f"{overlaps} records began before another one of their key had ended")
-    return repeats, faults
-
-
 # -- asyncpar ------------------------------------------------------------------------------------
 
 
@@ -146,7 +126,7 @@ def run_loop(hashes: int, task: Task) -> Run:
 
 
 def _loop(task: Task, numbers: Sequence[int] = ()) -> None:
-    asyncio.run(_read(task, _here, numbers))
+    asyncio.run(read_all(task, _here, numbers))
 
 
 async def _here(values: Sequence[bytes]) -> None:
@@ -179,10 +159,10 @@ def _submit(task: Task) -> None:
             loop = asyncio.get_running_loop()
             await asyncio.gather(*(loop.run_in_executor(pool, p7_work.handle, value) for value in values))
 
-        asyncio.run(_read(task, there))
+        asyncio.run(read_all(task, there))
 
 
-async def _read(
+async def read_all(
     task: Task, run: Callable[[Sequence[bytes]], Awaitable[None]], numbers: Sequence[int] = ()
 ) -> None:
     """To the end of partitions `numbers`; without any: of all."""
@@ -214,13 +194,14 @@ async def _read(
 # -- pyrallel-consumer ---------------------------------------------------------------------------
 
 
-def run_pyrallel(python: str, hashes: int, task: Task) -> Run:
+def run_pyrallel(hashes: int, task: Task) -> Run:
     """Its process mode, by the interpreter that has it."""
 
     def read(task: Task) -> None:
         known = {"bootstrap": task.bootstrap, "group": task.group, "topic": task.topic}
         given = json.dumps({**known, "records": task.records, "workers": WORKERS})
         script = Path(__file__).with_name("p7_pyrallel.py")
+        python = PYRALLEL_CONSUMER.python
         subprocess.run([python, str(script), given], check=True, timeout=RUN_TIMEOUT_SECONDS)
 
     return judged(read, hashes, task)
@@ -229,9 +210,9 @@ def run_pyrallel(python: str, hashes: int, task: Task) -> Run:
 # -- rows ----------------------------------------------------------------------------------------
 
 
-def rows(python: str | None, records: int) -> list[Row]:
-    """`records` is the number of `cpu`; `python` has pyrallel-consumer, or there is none."""
-    rivals: dict[str, Contender] = {} if python is None else {PYRALLEL: partial(run_pyrallel, python, HASHES)}
+def rows(records: int) -> list[Row]:
+    """`records` is the number of `cpu`."""
+    rivals: dict[str, Contender] = {PYRALLEL: partial(run_pyrallel, HASHES)}
     return [
         _row("cpu", Load(records, 1_000), HASHES, TARGET_RATIO, rivals),
         _row("s2", Load(max(1, records // 10), 100, partitions=4), HASHES, TARGET_RATIO, rivals),
@@ -265,6 +246,8 @@ def _row(name: str, load: Load, hashes: int, target: float | None, rivals: Mappi
         target=target,
         settings=_settings(hashes),
         figures=_ratios,
+        rivals=frozenset(rivals),
+        preparations=dict.fromkeys(rivals, PYRALLEL_CONSUMER.prepare),
     )
 
 
@@ -293,17 +276,11 @@ def _medians(results: Results) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 1 when any run was wrong."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--pyrallel", metavar="PYTHON")
-    own, others = parser.parse_known_args(arguments)
-    if own.pyrallel is None:
-        print("pyrallel-consumer is left out: --pyrallel names a Python that has it")
     return conduct(
-        "P7: CPU-bound handlers in child processes, against a plain loop and other pools; "
-        "--pyrallel PYTHON also measures pyrallel-consumer.",
+        "P7: CPU-bound handlers in child processes, against a plain loop and other pools.",
         RECORDS,
-        partial(rows, own.pyrallel),
-        others,
+        rows,
+        arguments,
     )
 
 

@@ -18,6 +18,8 @@ from tests.cli.program import ROOT, environment
 from tests.conftest import Broker
 
 RECORDS = 5_000
+P1_OWN = ["raw aiokafka", "raw async for", "asyncpar"]
+"""P1's contenders that need no environment of their own."""
 
 
 def measured(script: str, broker: Broker, folder: Path, *sizes: str) -> tuple[str, Any]:
@@ -39,11 +41,12 @@ def measured(script: str, broker: Broker, folder: Path, *sizes: str) -> tuple[st
 
 def test_p1_measures_on_a_real_broker(broker: Broker, tmp_path: Path):
     """A small run as a script: every round right, versions and settings printed, the same as JSON."""
-    printed, written = measured("p1.py", broker, tmp_path, "--records", str(RECORDS), "--rounds", "2")
+    sizes = ["--records", str(RECORDS), "--rounds", "2", "--contenders", ",".join(P1_OWN)]
+    printed, written = measured("p1.py", broker, tmp_path, *sizes)
     for words in ("aiokafka", "machine", "value_bytes", "median_records_per_second", "ratio_spread"):
         assert words in printed, words
     assert written["settings"]["records"] == RECORDS
-    assert written["result"]["faults"] == {"raw aiokafka": 0, "asyncpar": 0}
+    assert written["result"]["faults"] == dict.fromkeys(P1_OWN, 0)
     assert [run["records"] for run in written["runs"]["asyncpar"]] == [RECORDS, RECORDS]
     assert written["result"]["ratio"] > 0
 
@@ -65,12 +68,12 @@ def test_p4_measures_on_a_real_broker(broker: Broker, tmp_path: Path):
     assert "target_ratio" not in written["rows"]["hot"]["result"]
 
 
-def test_p7_measures_on_a_real_broker(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_p7_measures_on_a_real_broker(broker: Broker, tmp_path: Path):
     """Two of its rows, all contenders that need no other Python: each record ran once, wherever that was."""
-    rows, output = p7.rows, tmp_path / "found.json"
-    monkeypatch.setattr(p7, "rows", lambda python, records: rows(python, records)[0::3])
-    sizes = ["--records", "200", "--rounds", "1", "--json", str(output)]
-    assert p7.main(["--bootstrap-servers", broker.bootstrap, *sizes]) == 0
+    output = tmp_path / "found.json"
+    sizes = ["--records", "200", "--rounds", "1", "--json", str(output), "--rows", "cpu,no-op"]
+    own = ["--contenders", "plain loop,asyncpar,2 plain loops,submit,async"]
+    assert p7.main(["--bootstrap-servers", broker.bootstrap, *sizes, *own]) == 0
     measured = json.loads(output.read_text())["rows"]
     names = {"cpu": {"plain loop", "asyncpar", "2 plain loops", "submit"}, "no-op": {"async", "asyncpar"}}
     for row, records in ("cpu", 200), ("no-op", 4_000):
@@ -167,7 +170,7 @@ def test_a_wrong_run_ends_with_exit_code_1(
         "asyncpar": [Run(10, 0.5, 2.0, faults=["1 record is missing"])],
     }
     monkeypatch.setattr(harness, "measure", lambda *_: wrong)
-    assert p1.main(["--bootstrap-servers", "nowhere:1"]) == 1
+    assert p1.main(["--bootstrap-servers", "nowhere:1", "--contenders", ",".join(P1_OWN)]) == 1
     assert "FAILED: asyncpar lost" in capsys.readouterr().out
 
 

@@ -177,11 +177,17 @@ class AiokafkaConsumer:
 
     # --- records
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """Records of `wanted`; see the port. [] once stopped."""
         if not self._is_stopping():
             try:
-                return await self._fetch.fetch(wanted, max_records, timeout_ms)
+                return await self._fetch.fetch(wanted, max_records, timeout_ms, max_per_partition)
             except Exception:
                 # A fetch that waited while the consumer was stopped ends with whatever the client raised.
                 if not self._is_stopping():

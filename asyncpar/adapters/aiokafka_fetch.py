@@ -40,7 +40,13 @@ class FairFetch:
         self._held: AsyncparError | None = None
         self._careful: set[tuple[str, int]] = set()
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """Records of `wanted`; see the port. Does not suspend while records are buffered."""
         if self._held is not None:
             held, self._held = self._held, None
@@ -52,7 +58,7 @@ class FairFetch:
             # One record only: a call that drains several partitions loses them when the next one raises.
             taken.update(await self._wait(wanted, timeout_ms))
             ready = self._inside.buffered(wanted) if taken else []
-        await self._drain(ready, taken, max_records - len(taken))
+        await self._drain(ready, taken, max_records - len(taken), max_per_partition or max_records)
         self._adapt(bool(taken))
         return [Chunk(tp.topic, tp.partition, records) for tp, records in taken.items()]
 
@@ -83,15 +89,20 @@ class FairFetch:
         # The client drops each chunk that it has finished and keeps the one that raised.
         return next(iter(self._inside.buffered(asked)), None)
 
-    async def _drain(self, ready: Sequence[Any], taken: dict[Any, list[Any]], budget: int) -> None:
-        """Move up to `budget` records of `ready` into `taken`, without suspending."""
+    async def _drain(
+        self, ready: Sequence[Any], taken: dict[Any, list[Any]], budget: int, share: int
+    ) -> None:
+        """Move up to `budget` records of `ready` into `taken`, `share` of each, without suspending."""
         for tp in ready:
             if budget <= 0:
                 return
+            room = min(budget, share - len(taken.get(tp, ())))
+            if room <= 0:
+                continue
             before = self._inside.position(tp)
             try:
                 # After an error a chunk is taken record by record, so that the good ones before it come out.
-                answer = await self._getmany([tp], 1 if tp in self._careful else budget, 0)
+                answer = await self._getmany([tp], 1 if tp in self._careful else room, 0)
             except Exception as err:
                 error = self._after_failure(tp, before, err)
                 if not taken:

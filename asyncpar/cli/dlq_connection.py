@@ -1,7 +1,8 @@
-"""How `asyncpar dlq` reaches the cluster: the settings of `asyncpar run`, without an app.
+"""How `asyncpar dlq` and `produce` reach the cluster: the settings of `asyncpar run`, without an app.
 
 Lives here: the options that both share, reading the settings, opening and closing a reader and a producer.
-Never here: what is done with them. Called by `dlq.py`. Always: what is opened is closed, within a bound.
+Never here: what is done with them. Called by `dlq.py` and `produce.py`. Always: what is opened is closed,
+within a bound.
 """
 
 from __future__ import annotations

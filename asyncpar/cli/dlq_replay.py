@@ -1,4 +1,4 @@
-"""The process around a replay: signals, the progress bar, the summary, the exit code.
+"""The process around a replay: the progress bar, the summary, the exit code.
 
 Never here: what is replayed (`asyncpar.admin.replay`). Called by `dlq.py`. Always: the bar is on stderr and
 only on a terminal, the summary is the last thing on stdout, also when the replay ends with an error.
@@ -7,17 +7,15 @@ only on a terminal, the summary is the last thing on stdout, also when the repla
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import fields as dataclass_fields
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from asyncpar.cli.dlq_connection import producer, reader
+from asyncpar.cli.interruption import interruptible
 
 if TYPE_CHECKING:
     from asyncpar.admin.dead_letters import DeadLetter
@@ -46,7 +44,7 @@ async def _run(chosen: Settings, request: ReplayRequest, *, dry_run: bool, as_js
         if dry_run and not as_json:
             print(f"would write {letter.place} to {topic}")
 
-    with _signals() as stop:
+    with interruptible() as stop:
         async with AsyncExitStack() as opened:
             log = await opened.enter_async_context(reader(chosen))
             writer = None if dry_run else await opened.enter_async_context(producer(chosen))
@@ -88,28 +86,6 @@ class _Bar:
         """Show no more."""
         if self._bar is not None:
             self._bar.render_finish()
-
-
-@contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """The first SIGINT or SIGTERM sets the event, the second cancels the task that is in this context."""
-    loop, task, stop = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
-    assert task is not None
-
-    def hear() -> None:
-        if stop.is_set():
-            task.cancel()
-        stop.set()
-
-    def heard(_number: int, _frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(hear)
-
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # -- the summary ---------------------------------------------------------------------------------

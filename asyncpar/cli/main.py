@@ -11,15 +11,17 @@ from collections.abc import Sequence
 import click
 
 from asyncpar import __version__
+from asyncpar.cli.bench import bench
 from asyncpar.cli.demo import demo
 from asyncpar.cli.dlq import dlq
+from asyncpar.cli.produce import produce
 from asyncpar.cli.reports import error_line, report
 from asyncpar.cli.run import run
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-COMMANDS: tuple[click.Command, ...] = (run, dlq, demo)
+COMMANDS: tuple[click.Command, ...] = (run, produce, bench, dlq, demo)
 
 
 @click.group(

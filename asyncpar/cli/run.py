@@ -13,22 +13,24 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
 from asyncpar import __version__
+from asyncpar.cli.collection import tuned_collection
 from asyncpar.cli.reports import last_words, report
 from asyncpar.errors import EngineError, SettingError
 
 if TYPE_CHECKING:
     from asyncpar.app import App
+    from asyncpar.cli.targets import Found
     from asyncpar.settings_sources import Loaded
 
 log = logging.getLogger("asyncpar.run")
@@ -43,6 +45,19 @@ _LEFTOVERS_SECONDS = 2.0
 
 _ECHO_SECONDS = 0.25
 """A signal that comes again this soon is its own echo: `timeout` signals a process, then its group."""
+
+
+class Runs(Protocol):
+    """What `live` needs of an app; `asyncpar bench` gives it something else than an app."""
+
+    async def run(self, *, drain_and_exit: bool, on_started: Callable[[], None]) -> None:
+        """See `App.run`."""
+
+    def stop(self, *, now: bool = False) -> None:
+        """See `App.stop`."""
+
+    def unfinished(self) -> tuple[str, ...]:
+        """See `App.unfinished`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +129,18 @@ def run(target: str, pairs: Mapping[str, str], **options: Any) -> int:
     code or the settings is wrong, 4 the cluster cannot be reached or refuses, 130 stopped by a second signal.
     """
     request = RunRequest(target, **{name: options.pop(name) for name in _REQUEST_OPTIONS})
-    # What is left has the names of settings; a flag that was not given says nothing about its setting.
+    return execute(request, settings_given(options, pairs))
+
+
+def settings_given(options: Mapping[str, Any], pairs: Mapping[str, str]) -> dict[str, object]:
+    """The settings of a command line: `options` have their names, `pairs` come from `--set`. SettingError."""
+    # A flag that was not given says nothing about its setting.
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name, value in pairs.items():
         if name in given:
             raise SettingError(f"command line: {name} is given twice, by its option and by --set; remove one")
         given[name] = value
-    return execute(request, given)
+    return given
 
 
 def execute(request: RunRequest, given: Mapping[str, object]) -> int:
@@ -128,32 +148,54 @@ def execute(request: RunRequest, given: Mapping[str, object]) -> int:
 
     Raises AsyncparError for what is wrong before the run starts.
     """
+    found, loaded = prepare(
+        request.target, given, request.app_dir, request.env_file, request.toml, factory=request.factory
+    )
+    found.app.configure(loaded)
+    _announce(found.app, found.name, loaded, check=request.check)
+    if request.check:
+        return EXIT_STOPPED
+    return asyncio.run(
+        live(found.app, drain_and_exit=request.drain_and_exit, tune_gc=loaded.settings.tune_gc)
+    )
+
+
+def prepare(
+    target: str,
+    given: Mapping[str, object],
+    app_dir: Path,
+    env_file: Path | None,
+    toml: Path | None,
+    *,
+    factory: bool,
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> tuple[Found, Loaded]:
+    """The app and its settings, with logging set up as they say. `defaults` are weaker than the app's own.
+
+    Raises AsyncparError.
+    """
     # Imported here, so that `--help` does not pay for pydantic.
     from asyncpar.cli import logs
     from asyncpar.cli.targets import find_app
     from asyncpar.settings_sources import load, read_env_file
 
     environment = dict(os.environ)
-    if request.env_file is not None:
+    if env_file is not None:
         # The app's own code expects its variables too; what is set already stays.
-        for name, value in read_env_file(request.env_file).items():
+        for name, value in read_env_file(env_file).items():
             os.environ.setdefault(name, value)
-    found = find_app(request.target, app_dir=request.app_dir, factory=request.factory)
+    found = find_app(target, app_dir=app_dir, factory=factory)
     loaded = load(
         cli=given,
         env=environment,
-        env_file=request.env_file,
-        toml=request.toml,
-        app_values=found.app.given_settings,
+        env_file=env_file,
+        toml=toml,
+        app_values={**defaults, **found.app.given_settings},
     )
     logs.configure(loaded)
     for warning in (*loaded.warnings, *found.warnings):
         log.warning(warning)
-    found.app.configure(loaded)
-    _announce(found.app, found.name, loaded, check=request.check)
-    if request.check:
-        return EXIT_STOPPED
-    return asyncio.run(live(found.app, drain_and_exit=request.drain_and_exit))
+    return found, loaded
 
 
 def _announce(app: App, target: str, loaded: Loaded, *, check: bool) -> None:
@@ -176,13 +218,19 @@ def _announce(app: App, target: str, loaded: Loaded, *, check: bool) -> None:
         click.echo(banner(target, __version__, groups, loaded, colour=colour), err=True)
 
 
-async def live(app: App, *, drain_and_exit: bool) -> int:
+async def live(app: Runs, *, drain_and_exit: bool, tune_gc: bool) -> int:
     """The app from start to end. Returns the exit code, or ends the process when something will not end."""
+    with tuned_collection() as tune:
+        return await _live(app, drain_and_exit, tune if tune_gc else lambda: None)
+
+
+async def _live(app: Runs, drain_and_exit: bool, on_started: Callable[[], None]) -> int:
     loop = asyncio.get_running_loop()
     # Ours, so that a thread of it that never ends is seen here and does not hold up the loop's close.
     threads = ThreadPoolExecutor(thread_name_prefix="asyncio")
     loop.set_default_executor(threads)
-    running = asyncio.create_task(app.run(drain_and_exit=drain_and_exit), name="asyncpar-run")
+    course = app.run(drain_and_exit=drain_and_exit, on_started=on_started)
+    running = asyncio.create_task(course, name="asyncpar-run")
     with _signals(app, running) as seen:
         await asyncio.wait({running})
         error = EngineError("the run was cancelled") if running.cancelled() else running.exception()
@@ -196,7 +244,7 @@ async def live(app: App, *, drain_and_exit: bool) -> int:
 
 
 @contextmanager
-def _signals(app: App, running: asyncio.Task[None]) -> Iterator[list[int]]:
+def _signals(app: Runs, running: asyncio.Task[None]) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM drains, the second cancels, the third ends the process at once.
 
     The same signal within `_ECHO_SECONDS` counts once.
@@ -230,12 +278,12 @@ def _signals(app: App, running: asyncio.Task[None]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _begin_drain(app: App, name: str) -> None:
+def _begin_drain(app: Runs, name: str) -> None:
     log.info("%s: stopping, running handlers may end; send it again to cancel them", name)
     app.stop()
 
 
-def _cancel_all(app: App, name: str, running: asyncio.Task[None]) -> None:
+def _cancel_all(app: Runs, name: str, running: asyncio.Task[None]) -> None:
     log.warning("%s again: cancelling what is running; it runs again after a restart", name)
     app.stop(now=True)
     # A lifespan that hangs is beyond the app's reach.

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from asyncpar.core.assignment import Partition
+from asyncpar.core.virtual_partitions import ANY_OFFSET, Queues
 from asyncpar.records import RawRecord
 
 _RESUME_SHARE = 0.7
@@ -57,7 +58,7 @@ def payload_bytes(record: RawRecord) -> int:
 class Backpressure:
     """The intake's memory between fetches: which limits are active."""
 
-    __slots__ = ("_bytes_bound", "_counted_for", "bytes_active", "limits", "records_active")
+    __slots__ = ("_bytes_bound", "_counted_for", "bytes_active", "limits", "records_active", "share")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -65,6 +66,8 @@ class Backpressure:
         """True while the group's record limit holds all fetching back."""
         self.bytes_active = False
         """True while the group's byte limit holds all fetching back."""
+        self.share = 0
+        """The most records of one partition in the fetch that `wanted` or `starving` asked for last."""
         self._bytes_bound = 0
         """No less than what all partitions count with, since the last exact count."""
         self._counted_for = 0
@@ -76,24 +79,29 @@ class Backpressure:
         return self.records_active or self.bytes_active
 
     def wanted(self, partitions: Sequence[Partition]) -> tuple[list[Partition], int]:
-        """The partitions to ask for and the most records to take; ([], 0) when intake must wait."""
+        """The partitions to ask for and the most records to take in all; ([], 0) when intake must wait."""
         limits = self.limits
         limit = limits.per_partition(len(partitions))
-        quantum, reserve = _quantum(limits.poll_batch_size, limit), limits.reserve(len(partitions))
-        in_flight = 0
+        reserve = limits.reserve(len(partitions))
+        self.share = _quantum(limits.poll_batch_size, limit)
+        share, resume_at, in_flight = self.share, limit * _RESUME_SHARE, 0
         wanted: list[Partition] = []
-        for partition in partitions:
-            held = partition.in_flight
+        for partition in partitions:  # at each fetch, for each partition: in one place on purpose
+            tracker = partition.tracker
+            held = 0 if tracker is None else len(tracker.unfinished)
             in_flight += max(held, reserve)
-            partition.backpressure = _hysteresis(partition.backpressure, held, limit, quantum)
-            if partition.is_open and not partition.backpressure and not _near_cap(partition):
+            if partition.backpressure:
+                partition.backpressure = held > resume_at
+            elif held + share > limit:
+                partition.backpressure = True
+            if not partition.backpressure and partition.is_open and not _near_cap(partition.queues):
                 wanted.append(partition)
         group_quantum = _quantum(limits.poll_batch_size, limits.max_in_flight)
         self.records_active = _hysteresis(self.records_active, in_flight, limits.max_in_flight, group_quantum)
         self._judge_bytes(partitions)
         if self.is_full:
             return [], 0
-        return wanted, quantum if wanted else 0
+        return wanted, group_quantum if wanted else 0
 
     def starving(self, partitions: Sequence[Partition]) -> tuple[list[Partition], int]:
         """Of those that use little of their reserve, and the most records to take, while `is_full`.
@@ -103,10 +111,12 @@ class Backpressure:
         limits = self.limits
         reserve = limits.reserve(len(partitions))
         used, room = (0, min(1, reserve)) if self.bytes_active else (reserve // 2, reserve - reserve // 2)
-        wanted = [one for one in partitions if one.is_open and one.in_flight <= used and not _near_cap(one)]
+        wanted = [
+            one for one in partitions if one.is_open and one.in_flight <= used and not _near_cap(one.queues)
+        ]
         # With more partitions than before, those that were there may hold more than their part.
         left = limits.max_in_flight - sum(one.in_flight for one in partitions)
-        room = min(room, left, limits.poll_batch_size)
+        self.share = room = min(room, left, limits.poll_batch_size)
         return (wanted, room) if wanted and room > 0 else ([], 0)
 
     def admitted(self, records: Iterable[RawRecord]) -> None:
@@ -146,7 +156,10 @@ def _hysteresis(active: bool, held: int, limit: int, quantum: int) -> bool:
     return held + quantum > limit
 
 
-def _near_cap(partition: Partition) -> bool:
+def _near_cap(queues: Queues | None) -> bool:
     """True while only records below the highest done offset may start (see core.commits)."""
-    queues = partition.queues
-    return queues is not None and queues.start_below <= queues.tracker.position
+    return (
+        queues is not None
+        and queues.start_below is not ANY_OFFSET
+        and queues.start_below <= queues.tracker.position
+    )

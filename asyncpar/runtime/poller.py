@@ -129,7 +129,7 @@ class Poller:
         self.in_fetch = True
         generations = {partition.tp: partition.generation for partition in wanted}
         try:
-            chunks = await self._source.fetch(asked, room, timeout_ms)
+            chunks = await self._source.fetch(asked, room, timeout_ms, self.backpressure.share)
         except OffsetOutOfRangeError as error:
             self._restore(asked, except_for=set(error.offsets))
             await self._reset(error.offsets)

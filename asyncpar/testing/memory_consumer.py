@@ -129,9 +129,15 @@ class MemoryConsumer:
 
     # -- records -----------------------------------------------------------------------------
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """Records of `wanted`; see the port. [] once stopped."""
-        return await self._fetch.fetch(wanted, max_records, timeout_ms)
+        return await self._fetch.fetch(wanted, max_records, timeout_ms, max_per_partition)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """The next fetch of `partition` starts at `offset`."""

@@ -117,7 +117,13 @@ class MemoryFetch:
 
     # -- fetching ----------------------------------------------------------------------------
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """Records of `wanted`; see the port. [] once closed, not before `timeout_ms` is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_ms / 1000
@@ -132,7 +138,7 @@ class MemoryFetch:
             if self._is_suspended:
                 await self._waiter.wait(None)
                 continue
-            if self._buffer and (chunks := self._take(wanted, max_records)):
+            if self._buffer and (chunks := self._take(wanted, max_records, max_per_partition or max_records)):
                 return chunks
             now = loop.time()
             self._ask(wanted, now)
@@ -145,8 +151,8 @@ class MemoryFetch:
         """Let a fetch that waits look again."""
         self._waiter.wake()
 
-    def _take(self, wanted: Sequence[TopicPartition], max_records: int) -> list[Chunk]:
-        """Move up to `max_records` out of the buffer; an error comes after what was taken before it."""
+    def _take(self, wanted: Sequence[TopicPartition], max_records: int, share: int) -> list[Chunk]:
+        """Move up to `max_records` out of the buffer, `share` of each; an error comes after the others."""
         among = set(wanted)
         chunks: list[Chunk] = []
         for tp in [tp for tp in self._buffer if tp in among]:
@@ -161,8 +167,9 @@ class MemoryFetch:
                 break
             records = found.records
             del self._buffer[tp]
-            if len(records) > max_records:
-                records, found.records = records[:max_records], records[max_records:]
+            room = min(max_records, share)
+            if len(records) > room:
+                records, found.records = records[:room], records[room:]
                 self._buffer[tp] = found  # at the end: the others come first
                 self._positions[tp] = records[-1].offset + 1
             else:

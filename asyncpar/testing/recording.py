@@ -106,10 +106,16 @@ class RecordingConsumer:
 
     # -- records -----------------------------------------------------------------------------
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """See the port."""
         asked = {tp: self._held.get(tp) for tp in wanted}
-        chunks = await self._consumer.fetch(wanted, max_records, timeout_ms)
+        chunks = await self._consumer.fetch(wanted, max_records, timeout_ms, max_per_partition)
         firsts = {TopicPartition(chunk.topic, chunk.partition): chunk.records for chunk in chunks}
         for tp, assignment in asked.items():
             # What comes over a rebalance is of an older assignment: the engine must drop it.

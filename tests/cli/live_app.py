@@ -10,6 +10,7 @@ import asyncio
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from asyncpar.cli.run import live
 from asyncpar.errors import BrokerUnreachableError, DrainIncompleteError
@@ -23,7 +24,8 @@ class FakeApp:
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
 
-    async def run(self, *, drain_and_exit: bool) -> None:
+    async def run(self, *, drain_and_exit: bool, on_started: Callable[[], None]) -> None:
+        on_started()
         if self.mode == "unreachable":
             raise BrokerUnreachableError(
                 "no broker answered at localhost:1 within 20000 ms; check the address"
@@ -79,7 +81,7 @@ async def swallow() -> None:
 
 async def main() -> int:
     """The exit code that `live` came to."""
-    return await live(FakeApp(sys.argv[1]), drain_and_exit=sys.argv[1] == "drained")  # type: ignore[arg-type]
+    return await live(FakeApp(sys.argv[1]), drain_and_exit=sys.argv[1] == "drained", tune_gc=False)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

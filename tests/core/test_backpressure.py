@@ -71,7 +71,7 @@ class IntakeMachine(RuleBasedStateMachine):
         left = max(1, int(room * share)) if wanted else 0
         self.last_chunk_bytes = 0 if wanted else self.last_chunk_bytes
         for partition in wanted[first % len(wanted) :] if wanted else []:
-            count = left if partition is wanted[-1] else (left + 1) // 2
+            count = min(self.intake.share, left if partition is wanted[-1] else (left + 1) // 2)
             left -= count
             position = tracker_of(partition).position
             chunk = [FakeRecord(position + n, b"k", b"v" * (sizes * n % 301)) for n in range(count)]
@@ -155,6 +155,17 @@ def test_intake_stops_before_the_limit_and_starts_again_at_seventy_percent() -> 
     _empty(partition, 1)
     assert intake.wanted(partitions) == ([partition], 100)
     assert (partition.backpressure, intake.records_active) == (False, False)
+
+
+def test_many_partitions_share_a_fetch_of_full_size() -> None:
+    """Each may hold 64 records only; the fetch is not as small as what one of them may get of it."""
+    partitions = _partitions(256)
+    intake = Backpressure(_limits(5_000))
+    assert intake.wanted(partitions) == (partitions, 500)
+    assert intake.share == 19
+    one = Backpressure(_limits(5_000))
+    assert one.wanted(partitions[:1]) == (partitions[:1], 500)
+    assert one.share == 500
 
 
 def test_a_full_partition_does_not_hold_back_the_others() -> None:

@@ -55,7 +55,7 @@ class CoreDriver:
         first = self._turn % len(wanted)
         for partition in wanted[first:] + wanted[:first]:
             at = self._positions[partition.tp]
-            records = self._logs[partition.tp][at : at + room]
+            records = self._logs[partition.tp][at : at + min(room, self._backpressure.share)]
             if records:
                 self._positions[partition.tp] = at + len(records)
                 found.append((partition, records))

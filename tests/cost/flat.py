@@ -13,7 +13,7 @@ from tests.cost.load import Load
 
 FLAT = 1.20
 GROWING = {
-    "partitions": [Load(2000, partitions=number) for number in (1, 8, 16)],
+    "partitions": [Load(4000, partitions=number) for number in (1, 8, 64)],
     "keys": [Load(2000, keys=number, before=number) for number in (1, 1_000, 100_000)],
     "the gap": [Load(2000, partitions=1, before=gap, is_stuck=True) for gap in (0, 1_000, 100_000)],
 }

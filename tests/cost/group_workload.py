@@ -43,7 +43,13 @@ class LoadedConsumer(FakeConsumer):
         self.moved = asyncio.Event()
         """Set when more was handed out, and when more was committed."""
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """See the port."""
         self._turn += 1
         first = self._turn % max(1, len(wanted))
@@ -53,7 +59,7 @@ class LoadedConsumer(FakeConsumer):
             at = self.positions.get(tp)
             if at is None or room <= 0:
                 continue
-            records: list[Any] = self.logs[tp][at : at + room]
+            records: list[Any] = self.logs[tp][at : at + min(room, max_per_partition or room)]
             if records:
                 self.positions[tp] = at + len(records)
                 self.left -= len(records)

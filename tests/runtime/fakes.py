@@ -93,7 +93,13 @@ class FakeConsumer:
         assert self.listener is not None
         self.listener.lost(frozenset(self.logs))
 
-    async def fetch(self, wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        self,
+        wanted: Sequence[TopicPartition],
+        max_records: int,
+        timeout_ms: int,
+        max_per_partition: int | None = None,
+    ) -> list[Chunk]:
         """See the port."""
         self.asked.append(frozenset(wanted))
         if self.fetch_errors:
@@ -104,7 +110,8 @@ class FakeConsumer:
             position = self.positions.get(tp)
             if position is None or left <= 0:
                 continue
-            records: list[RawRecord] = [r for r in self.logs[tp] if r.offset >= position][:left]
+            room = min(left, max_per_partition or left)
+            records: list[RawRecord] = [r for r in self.logs[tp] if r.offset >= position][:room]
             if records:
                 self.positions[tp] = records[-1].offset + 1
                 left -= len(records)

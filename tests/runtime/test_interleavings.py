@@ -176,7 +176,9 @@ async def test_a_fetch_that_raises_after_a_new_life_began_loses_nothing_of_it() 
     once = [True]
     original = consumer.fetch
 
-    async def fetch(wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int) -> list[Chunk]:
+    async def fetch(
+        wanted: Sequence[TopicPartition], room: int, timeout_ms: int, share: int | None = None
+    ) -> list[Chunk]:
         if wanted and once:
             once.clear()
             await consumer.revoke()
@@ -184,7 +186,7 @@ async def test_a_fetch_that_raises_after_a_new_life_began_loses_nothing_of_it() 
             await until(lambda: run.runtime.state.partitions[T0].is_open)
             consumer.positions[T0] = 3
             raise FetchError("the next partition is corrupt")
-        return await original(wanted, max_records, timeout_ms)
+        return await original(wanted, room, timeout_ms, share)
 
     consumer.fetch = fetch  # type: ignore[method-assign]
 

@@ -32,9 +32,9 @@ async def test_a_fetch_that_raises_loses_nothing_that_it_had_taken() -> None:
     original = consumer.fetch
     failed = False
 
-    async def fetch(wanted: list[TopicPartition], max_records: int, timeout_ms: int) -> list[object]:
+    async def fetch(wanted: list[TopicPartition], room: int, timeout_ms: int, share: int) -> list[object]:
         nonlocal failed
-        chunks = await original(wanted, max_records, timeout_ms)
+        chunks = await original(wanted, room, timeout_ms, share)
         if chunks and not failed:
             failed = True
             raise FetchError("the next partition is corrupt")
@@ -139,9 +139,9 @@ async def test_a_fetch_waits_for_long_unless_it_could_soon_ask_for_more(
     original = consumer.fetch
     release = asyncio.Event()
 
-    async def fetch(wanted: list[TopicPartition], max_records: int, timeout_ms: int) -> object:
+    async def fetch(wanted: list[TopicPartition], room: int, timeout_ms: int, share: int) -> object:
         waits.append(timeout_ms)
-        return await original(wanted, max_records, timeout_ms)
+        return await original(wanted, room, timeout_ms, share)
 
     consumer.fetch = fetch  # type: ignore[method-assign, assignment]
 
@@ -187,7 +187,7 @@ def stumbles(consumer: FakeConsumer, tp: TopicPartition, offset: int, *, is_unre
     """From now on a fetch that reaches `offset` of `tp` raises, and what stands before it comes out."""
     original = consumer.fetch
 
-    async def fetch(wanted: list[TopicPartition], max_records: int, timeout_ms: int) -> object:
+    async def fetch(wanted: list[TopicPartition], room: int, timeout_ms: int, share: int) -> object:
         if tp in wanted and consumer.positions.get(tp) == offset:
             consumer.asked.append(frozenset(wanted))
             error = FetchError("fetch failed", partition=tp, offset=offset, unreadable=is_unreadable)
@@ -195,7 +195,7 @@ def stumbles(consumer: FakeConsumer, tp: TopicPartition, offset: int, *, is_unre
         kept = consumer.logs[tp]
         consumer.logs[tp] = [record for record in kept if record.offset < offset]
         try:
-            return await original(wanted, max_records, timeout_ms)
+            return await original(wanted, room, timeout_ms, share)
         finally:
             consumer.logs[tp] = kept
 

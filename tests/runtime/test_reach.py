@@ -36,11 +36,11 @@ def fetches_nothing(consumer: FakeConsumer, is_down: Callable[[], bool]) -> None
     """While `is_down`, fetches of `consumer` come back empty."""
     original = consumer.fetch
 
-    async def fetch(wanted: list[TopicPartition], max_records: int, timeout_ms: int) -> object:
+    async def fetch(wanted: list[TopicPartition], room: int, timeout_ms: int, share: int) -> object:
         if is_down():
             await asyncio.sleep(0.001)
             return []
-        return await original(wanted, max_records, timeout_ms)
+        return await original(wanted, room, timeout_ms, share)
 
     consumer.fetch = fetch  # type: ignore[method-assign, assignment]
 

@@ -248,7 +248,7 @@ async def test_a_fetch_that_never_returns_is_a_dead_consumer(monkeypatch: pytest
     first = FakeConsumer(log("t", "a", "b"))
     second = FakeConsumer(first.logs, stored=first.stored)
 
-    async def hangs(wanted: object, max_records: int, timeout_ms: int) -> list[object]:
+    async def hangs(wanted: object, room: int, timeout_ms: int, share: int) -> list[object]:
         await asyncio.Event().wait()
         return []
 

@@ -84,6 +84,23 @@ class Contract:
                         assert position == chunk.records[-1].offset + 1
                     left -= count
 
+    async def test_a_fetch_brings_no_more_of_a_partition_than_its_share(self, world: World) -> None:
+        """`max_per_partition` bounds each of them, and nothing of the rest is lost."""
+        topic = await world.make_topic(2)
+        for partition in range(2):
+            await world.send(topic, 30, partition)
+        async with world.joined(topic, 2) as m:
+            partitions = sorted(m.partitions)
+            for tp in partitions:
+                m.consumer.seek(tp, 0)
+            got: dict[int, list[int]] = {0: [], 1: []}
+            async with asyncio.timeout(10):
+                while sum(map(len, got.values())) < 60:
+                    for chunk in await m.consumer.fetch(partitions, 500, 100, 4):
+                        assert len(chunk.records) <= 4
+                        got[chunk.partition] += [record.offset for record in chunk.records]
+            assert got == {0: list(range(30)), 1: list(range(30))}
+
     async def test_an_empty_fetch_keeps_its_time(self, world: World) -> None:
         """With nothing wanted, or nothing there, a fetch returns [] after about its timeout."""
         topic = await world.make_topic()

@@ -25,14 +25,14 @@ def dawdling(factory: ConsumerFactory, rng: random.Random) -> ConsumerFactory:
         fetch = consumer.fetch
 
         async def fetch_late(
-            wanted: Sequence[TopicPartition], max_records: int, timeout_ms: int
+            wanted: Sequence[TopicPartition], room: int, timeout_ms: int, share: int | None = None
         ) -> list[Chunk]:
-            chunks = await fetch(wanted, max_records, timeout_ms)
+            chunks = await fetch(wanted, room, timeout_ms, share)
             if chunks and rng.random() < _SHARE:
                 await asyncio.sleep(rng.uniform(*_SECONDS))
             return chunks
 
-        consumer.fetch = fetch_late  # type: ignore[method-assign]
+        consumer.fetch = fetch_late  # type: ignore[method-assign, assignment]
         return consumer
 
     return make

@@ -1,0 +1,219 @@
+"""The course of a bench: the app runs, is looked at, is stopped when it is time, and what was seen is told.
+
+Lives here: `Bench`, which the process of `asyncpar run` (`run.live`) runs as if it was the app. Never here:
+what is counted (`bench_meter.py`), what it means (`bench_limits.py`), what is printed (`bench_report.py`).
+Called by `bench.py`. Always: a group that was made for the bench is removed, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from asyncpar.assembly import Rigging
+from asyncpar.cli.bench_limits import Looks
+from asyncpar.cli.bench_loop import LoopFigures, LoopWatch
+from asyncpar.cli.bench_meter import Meter
+from asyncpar.cli.bench_report import Findings, InChildren, progress
+from asyncpar.cli.bench_setup import BenchRequest, Place, producers
+from asyncpar.cli.progress import ProgressLine
+from asyncpar.errors import AsyncparError, EngineError
+from asyncpar.metrics import Histogram
+
+if TYPE_CHECKING:
+    from asyncpar.app import App
+    from asyncpar.settings_sources import Loaded
+    from asyncpar.status import AppStatus
+
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.2
+_PAUSES_PER_LOOK = 50
+"""A look at the app shall take no more than this part of the time: 2 %."""
+_REMOVAL_SECONDS = 10.0
+
+
+class Bench:
+    """One bench of `app`, whose groups are stood in for by `names`. Use once.
+
+    `told` gets what was found, once; `warn` what somebody has to see to.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        loaded: Loaded,
+        request: BenchRequest,
+        names: Mapping[str, str],
+        place: Place,
+        told: Callable[[Findings], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._loaded = loaded
+        self._request = request
+        self._names = names
+        self._place = place
+        self._told = told
+        self._warn = warn
+        self._meter = Meter(request.records)
+        self._watch = LoopWatch()
+        self._loop: LoopFigures | None = None
+        self._looks: dict[str, Looks] = {}
+        self._children: dict[tuple[str, str], InChildren] = {}
+        self._ended_by = "the present end of the topics"
+        self._has_connected = False
+        """Whether there is a group to be removed."""
+        self._progress = ProgressLine()
+
+    # -- as an app ---------------------------------------------------------------------------
+
+    async def run(self, *, drain_and_exit: bool, on_started: Callable[[], None]) -> None:
+        """Run the app to the end of the bench, and tell what was found.
+
+        Raises what the app raises, and EngineError when no record was handled.
+        """
+        rigging = Rigging(
+            lambda group: self._place.consumers(self._names[group]),
+            producers(self._place, self._request),
+            self._meter.watched,
+            self._meter.left,
+        )
+
+        def connected() -> None:
+            self._has_connected = True
+            on_started()
+
+        looking = asyncio.create_task(self._look_until_end(), name="asyncpar-bench-looks")
+        watching = asyncio.create_task(self._watch.run(), name="asyncpar-bench-loop")
+        # Also when it failed: a bench that nobody looks at would have no end.
+        looking.add_done_callback(lambda _: self._app.stop())
+        try:
+            with self._app.rigged(self._loaded, rigging):
+                await self._app.run(drain_and_exit=drain_and_exit, on_started=connected)
+        finally:
+            self._close()
+            looking.cancel()
+            watching.cancel()
+            await asyncio.wait({looking, watching})
+            self._progress.end()
+            if self._meter.done:
+                self._told(self._findings())
+            await self._remove_groups()
+        if not looking.cancelled():
+            looking.result()
+        if not self._meter.done:
+            raise EngineError(self._nothing_done())
+
+    def stop(self, *, now: bool = False) -> None:
+        """End the bench here; `now`: cancel what runs."""
+        if self._loop is None:
+            self._ended_by = "a signal"
+        self._close()
+        self._app.stop(now=now)
+
+    def unfinished(self) -> tuple[str, ...]:
+        """As the app's."""
+        return self._app.unfinished()
+
+    def _close(self) -> None:
+        """Count nothing more."""
+        self._meter.close()
+        if self._loop is None:
+            self._loop = self._watch.figures()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    async def _look_until_end(self) -> None:
+        """Look at the app again and again; returns when it is to stop."""
+        pause, ready_at, seconds = _SHORTEST_PAUSE_SECONDS, None, self._request.seconds
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._meter.reached.wait()
+                self._ended_by = f"--records {self._meter.done}"
+                break
+            except TimeoutError:
+                pass
+            began = time.monotonic()
+            status = self._app.status()
+            if ready_at is None and _is_ready(status):
+                ready_at = began
+                self._meter.begin_latency()
+            if self._meter.first is not None:
+                self._look(status)
+            if seconds is not None and ready_at is not None and began - ready_at >= seconds:
+                self._ended_by = f"--seconds {seconds:g}"
+                break
+            if self._progress.is_due:
+                self._progress.show(progress(self._meter, status))
+            wanted = _PAUSES_PER_LOOK * (time.monotonic() - began)
+            pause = min(max(_SHORTEST_PAUSE_SECONDS, wanted), _LONGEST_PAUSE_SECONDS)
+        self._close()
+
+    def _look(self, status: AppStatus) -> None:
+        if self._loop is not None:
+            return  # it stops already
+        self._watch.begin()
+        for group in status.groups:
+            if group.state == "joined":
+                self._looks.setdefault(group.group, Looks()).add(group)
+        if any(handler.children for group in status.groups for handler in group.handlers):
+            self._note_children()
+
+    def _note_children(self) -> None:
+        """What the handlers themselves took, in child processes, for what is done by now."""
+        samples = self._app.metrics()
+        for one in self._meter.handlers:
+            if one.executor == "process":
+                taken = samples.value("process_pool_handler_seconds", group=one.group, handler=one.name)
+                lanes = samples.value("process_pool_lanes", group=one.group, handler=one.name)
+                assert isinstance(taken, Histogram)
+                assert isinstance(lanes, int | float)
+                self._children[one.group, one.name] = InChildren(
+                    taken.total, one.done + one.failed, int(lanes)
+                )
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def _remove_groups(self) -> None:
+        if self._request.group is not None or not self._has_connected:
+            return
+        for group in self._names.values():
+            try:
+                async with asyncio.timeout(_REMOVAL_SECONDS):
+                    await self._place.remove_group(group)
+            except (AsyncparError, TimeoutError) as error:
+                why = str(error) or "no answer in time"
+                self._warn(
+                    f"group {group} of the bench was not removed ({why}): remove it, or let the broker "
+                    "forget it"
+                )
+
+    def _findings(self) -> Findings:
+        assert self._loop is not None
+        return Findings(
+            self._request, self._names, self._ended_by, self._meter, self._loop, self._looks, self._children
+        )
+
+    def _nothing_done(self) -> str:
+        failed = sum(one.failed for one in self._meter.handlers)
+        if failed:
+            return (
+                f"nothing to measure: {failed} calls failed and none ended well; see the log, and mend the "
+                "handler"
+            )
+        group = self._request.group
+        instead = "--start earliest" if group is None else f"no --group: {group} has committed what there is"
+        return (
+            f"nothing to measure: no record was handled (ended by {self._ended_by}); write some with "
+            f"`asyncpar produce TOPIC`, or use {instead}"
+        )
+
+
+def _is_ready(status: AppStatus) -> bool:
+    """Whether every group takes the records of its partitions."""
+    return bool(status.groups) and all(
+        group.state == "joined" and all(partition.state != "opening" for partition in group.partitions)
+        for group in status.groups
+    )
