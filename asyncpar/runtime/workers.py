@@ -199,9 +199,6 @@ class HandlerPool:
         turn = -1
         now = yielded = clock()
         while True:
-            if self._turn != turn:
-                turn = self._turn
-                self._when_it_turns()
             if (
                 not ready
                 or (now > state.lease_until and not state.renew_lease(now))
@@ -222,6 +219,10 @@ class HandlerPool:
                 continue
             if gate is not None and not gate.admit(me, vp, now):
                 continue
+            if self._turn != turn:
+                # Only where a call begins: one that may not start would wake others, who may not either.
+                turn = self._turn
+                self._when_it_turns()
             me.vp, me.record, me.started = vp, record, now
             attempt = queues.attempts.get(offset, 0) + 1 if queues.attempts else 1
             verdict, error = success, None

@@ -30,6 +30,14 @@ SLOTS = (
         checks=("PROBLEM",),
     ),
     Bug(
+        "who-may-not-start-wakes-others",
+        "A worker that goes to sleep asks to be told of the loop's turn: they wake each other for ever.",
+        "runtime.workers",
+        old="                await self._sleep_until_woken(me)\n",
+        new="                self._when_it_turns()\n                await self._sleep_until_woken(me)\n",
+        checks=("SIMULATION",),
+    ),
+    Bug(
         "intake-wakes-nobody",
         "Records that come in wake no worker.",
         "runtime.group_state",

@@ -19,7 +19,7 @@ WORKERS = (
         "runtime.workers",
         old="        while wanted and idle:",
         new="        while wanted and idle and len(self.workers) < self.handler.concurrency:",
-        checks=("STUCK",),
+        checks=("STUCK", "PROBLEM"),
     ),
     Bug(
         "retry-goes-behind-its-key",

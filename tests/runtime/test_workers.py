@@ -233,6 +233,35 @@ async def test_as_many_run_as_there_are_slots_and_no_more() -> None:
     assert most == 7
 
 
+async def test_workers_that_may_not_start_do_not_wake_each_other_for_ever() -> None:
+    """The lease is over while one handler waits: what is ready stays, and the loop is not kept busy by it."""
+    consumer = FakeConsumer(log("t", "slow", "b"))
+    release = asyncio.Event()
+
+    async def handle(record: RawRecord) -> None:
+        if record.key == b"slow":
+            await release.wait()
+
+    async with Running(consumer, handler(handle, concurrency=3), session_timeout_ms=1_000) as run:
+        state = run.runtime.state
+        (pool,) = state.pools
+        await until(lambda: pool.completed() == 1 and len(pool.busy()) == 1)
+        consumer.lease_stops_at = state.clock.monotonic() - 60
+        await until(lambda: state.lease_closed)
+        consumer.logs[T0] += log("t", "c", "d", start=2)[T0]
+        await until(lambda: len(pool.queue.ready) == 2)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        before = pool._turn
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert pool._turn - before <= 1
+        consumer.lease_stops_at = None
+        await until(lambda: pool.completed() == 3)
+        release.set()
+        await run.stop()
+
+
 async def test_keyless_records_run_in_parallel() -> None:
     """Without a key nothing orders them: all of them run at the same time."""
     consumer = FakeConsumer(log("t", *"abcdef"))
