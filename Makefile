@@ -14,7 +14,7 @@ PROCESSES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test unit simulate chaos rebalances kills outage workers soak planted core lint format types contracts docs pages bench ci lock clean
+.PHONY: help demo test unit simulate chaos rebalances kills outage workers soak planted core lint format types contracts docs pages bench results ci lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,9 @@ demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker neede
 
 bench: $(STAMP)  ## measure this machine (WORKLOAD=p1 to p11, s1, s2); every figure with what it was measured on
 	@$(BIN)/python benchmarks/$(WORKLOAD).py
+
+results: $(STAMP)  ## keep the JSON of `make bench WORKLOAD=all` in the repository, and write the page of it
+	@$(BIN)/python -m benchmarks.page build/benchmarks/*.json
 
 # --- to trust it -----------------------------------------------------------------------------------
 
@@ -94,7 +97,7 @@ docs: $(STAMP)  ## build the site into site/; fails on a dead link or a page tha
 	@$(BIN)/python docs/generate.py --check
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-pages: $(STAMP)  ## write the generated pages: settings and metrics
+pages: $(STAMP)  ## write the generated pages: settings, metrics, tables of proof, benchmarks
 	@$(BIN)/python docs/generate.py
 
 ci: ## all of it, as the gate runs it

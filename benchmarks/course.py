@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from benchmarks.harness import broker_at
-from benchmarks.report import environment, show
+from benchmarks.report import broker, environment, show
 from tests import kafka_tools
 
 P = ParamSpec("P")
@@ -80,6 +80,8 @@ def conduct(options: argparse.Namespace, course: Course) -> int:
     Without `--bootstrap-servers` among the options of the workload no broker takes part.
     """
     around = environment()
+    if "bootstrap_servers" in options:
+        around["broker"] = broker(options.bootstrap_servers)
     show("environment", around)
     settings = {"rounds": options.rounds, **course.settings}
     show("settings", settings)

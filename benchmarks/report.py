@@ -12,6 +12,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def environment() -> dict[str, object]:
         "aiokafka": aiokafka.__version__,
         "confluent_kafka": confluent_kafka.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_cpu()}, {platform.system()}",
+        "date": datetime.now(UTC).date().isoformat(),
         "load_average": round(os.getloadavg()[0], 2),
     }
 
@@ -100,6 +102,7 @@ def _ratio(row: Row, rates: Mapping[str, Sequence[float]]) -> dict[str, object]:
     ratios = ratios_of(rates[row.subject], rates[row.baseline])
     target = {} if row.target is None else {"target_ratio": row.target}
     return {
+        "ratio_of": [row.subject, row.baseline],
         "ratio": round(statistics.median(ratios), 3),
         "ratio_spread": [round(min(ratios), 3), round(max(ratios), 3)],
         **target,

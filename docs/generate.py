@@ -1,4 +1,4 @@
-"""Writes what the docs take from code: settings, metrics, tables of proof. With `--check` it only compares.
+"""Writes what the docs take from code and from results of benchmarks. With `--check` it only compares.
 
 What lives here: which page comes from where, and the page of the metrics. What never does: a name, a
 default or an explanation; those stand in the code. Called by `make pages`, `make docs` and the tests.
@@ -43,23 +43,40 @@ def metrics_page() -> str:
 
 def proof_page() -> str:
     """The page on proof as it is, with its tables made anew. ValueError names a table without a place."""
-    for folder in (DOCS, DOCS.parent):  # the tables' module, and the lists in tests/
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+    _import_from(DOCS, DOCS.parent)  # the tables' module, and the lists in tests/
     from proof_tables import filled
 
     return filled((DOCS / "proof.md").read_text(encoding="utf-8"))
 
 
+def benchmark_pages() -> dict[str, str]:
+    """The page of the benchmarks and its plots. ValueError when a kept result cannot be read."""
+    _import_from(DOCS.parent)
+    from benchmarks import page
+
+    return page.files(page.results())
+
+
+def _import_from(*folders: Path) -> None:
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+
+
 PAGES = {"settings.md": settings_page.page, "metrics.md": metrics_page, "proof.md": proof_page}
 
 
+def made() -> dict[str, str]:
+    """Everything that is written, by its name below `docs/`."""
+    return {name: page() for name, page in PAGES.items()} | benchmark_pages()
+
+
 def outdated() -> list[str]:
-    """Names of the pages that differ from what the code says."""
+    """Names of the files that differ from what the code and the results say."""
     return [
         name
-        for name, page in PAGES.items()
-        if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != page()
+        for name, text in made().items()
+        if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != text
     ]
 
 
@@ -70,8 +87,9 @@ def main(arguments: list[str]) -> int:
         for name in names:
             print(f"docs/{name} is not current: run `make pages` and commit it", file=sys.stderr)
         return 1 if names else 0
-    for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), encoding="utf-8")
+    for name, text in made().items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(text, encoding="utf-8")
     return 0
 
 

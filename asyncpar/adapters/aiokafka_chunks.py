@@ -12,6 +12,7 @@ its parser makes before that has all that a `RawRecord` needs.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
@@ -35,12 +36,17 @@ class Chunks(OrderedDict[Any, Any]):
 
     def __setitem__(self, partition: Any, chunk: Any) -> None:
         if type(chunk) is fetcher.FetchResult:
-            chunk.getall = ChunkReader(chunk).take
+            # Its generator holds what holds it; the client undoes that when the generator has ended.
+            chunk._partition_records._records_iterator = None
+            chunk.getall = ChunkReader(weakref.proxy(chunk)).take
         super().__setitem__(partition, chunk)
 
 
 class ChunkReader:
-    """What stands in the place of one chunk's `getall`."""
+    """What stands in the place of one chunk's `getall`; whoever calls it holds the chunk.
+
+    No circle of references: a chunk is as large as a fetch, and must not wait for the garbage collector.
+    """
 
     __slots__ = ("_batch", "_chunk", "_is_over", "_left", "_parts")
 

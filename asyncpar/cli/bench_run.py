@@ -31,6 +31,8 @@ _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.2
 _PAUSES_PER_LOOK = 50
 """A look at the app shall take no more than this part of the time: 2 %."""
 _REMOVAL_SECONDS = 10.0
+_OPENING_SECONDS = 30.0
+"""So long after the start partitions may take to open; then the bench is timed without them."""
 
 
 class Bench:
@@ -62,8 +64,8 @@ class Bench:
         self._looks: dict[str, Looks] = {}
         self._children: dict[tuple[str, str], InChildren] = {}
         self._ended_by = "the present end of the topics"
-        self._has_connected = False
-        """Whether there is a group to be removed."""
+        self._connected_at: float | None = None
+        """When every group had connected, by the monotonic clock."""
         self._progress = ProgressLine()
 
     # -- as an app ---------------------------------------------------------------------------
@@ -81,7 +83,7 @@ class Bench:
         )
 
         def connected() -> None:
-            self._has_connected = True
+            self._connected_at = time.monotonic()
             on_started()
 
         looking = asyncio.create_task(self._look_until_end(), name="asyncpar-bench-looks")
@@ -137,7 +139,7 @@ class Bench:
                 pass
             began = time.monotonic()
             status = self._app.status()
-            if ready_at is None and _is_ready(status):
+            if ready_at is None and (_is_ready(status) or self._has_waited(began)):
                 ready_at = began
                 self._meter.begin_latency()
             if self._meter.first is not None:
@@ -150,6 +152,16 @@ class Bench:
             wanted = _PAUSES_PER_LOOK * (time.monotonic() - began)
             pause = min(max(_SHORTEST_PAUSE_SECONDS, wanted), _LONGEST_PAUSE_SECONDS)
         self._close()
+
+    def _has_waited(self, now: float) -> bool:
+        """Whether partitions have had their time to open; says so, since it is asked no more after that."""
+        if self._connected_at is None or now - self._connected_at < _OPENING_SECONDS:
+            return False
+        self._warn(
+            f"not every partition is open {_OPENING_SECONDS:g} s after the start: --seconds and latency "
+            "count from now on"
+        )
+        return True
 
     def _look(self, status: AppStatus) -> None:
         if self._loop is not None:
@@ -177,9 +189,10 @@ class Bench:
     # -- the end -----------------------------------------------------------------------------
 
     async def _remove_groups(self) -> None:
-        if self._request.group is not None or not self._has_connected:
+        if self._request.group is not None:
             return
-        for group in self._names.values():
+        ended = self._app._ended  # noqa: SLF001 - an app tells nobody else which of its groups connected
+        for group in [self._names[one.state.group] for one in ended if one.started.is_set()]:
             try:
                 async with asyncio.timeout(_REMOVAL_SECONDS):
                     await self._place.remove_group(group)

@@ -7,6 +7,7 @@ nothing is written to dead-letter and retry topics.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +50,9 @@ class BenchRequest:
     as_json: bool = False
 
     def check(self) -> None:
-        """Raises ConfigurationError for what contradicts itself."""
+        """Raises ConfigurationError for what contradicts itself, and for an end that never comes."""
+        if self.seconds is not None and not math.isfinite(self.seconds):
+            raise ConfigurationError(f"--seconds {self.seconds} is no time to end after; give a number")
         if self.group is not None and self.start is not None:
             raise ConfigurationError(
                 f"--start {self.start}: group {self.group} begins where it has committed; leave --start out, "
@@ -93,9 +96,10 @@ def kafka_place(settings: Settings) -> Place:
 
 def bench_settings(loaded: Loaded, request: BenchRequest) -> Loaded:
     """The app's settings with what a bench needs otherwise: where it starts, and that it is a stranger."""
-    if request.group is not None:
-        return loaded
-    changes = {"offset_reset": request.start or "earliest", "group_instance_id": None}
+    # Also in a group that is named: with its id it would put out the member that runs under it.
+    changes: dict[str, str | None] = {"group_instance_id": None}
+    if request.group is None:
+        changes["offset_reset"] = request.start or "earliest"
     return replace(loaded, settings=loaded.settings.model_copy(update=changes))
 
 

@@ -21,16 +21,25 @@ YOUNGEST = 10_000
 
 @contextmanager
 def tuned_collection() -> Iterator[Callable[[], None]]:
-    """Yields what to call once the app has started; at the end all is as it was."""
-    before = gc.get_threshold()
+    """Yields what to call once the app has started; at the end all is as it was then.
+
+    A collector that the app has switched off stays off, and a threshold that it has raised higher stays.
+    """
+    before, frozen_before = gc.get_threshold(), 0
+    is_tuned = False
 
     def tune() -> None:
+        nonlocal before, frozen_before, is_tuned
+        before, frozen_before, is_tuned = gc.get_threshold(), gc.get_freeze_count(), True
         gc.collect()
         gc.freeze()
-        gc.set_threshold(YOUNGEST, *before[1:])
+        if before[0]:  # 0: the app has switched it off
+            gc.set_threshold(max(YOUNGEST, before[0]), *before[1:])
 
     try:
         yield tune
     finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+        if is_tuned:
+            gc.set_threshold(*before)
+            if not frozen_before:  # what the app froze itself cannot be told from the rest
+                gc.unfreeze()

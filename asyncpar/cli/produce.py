@@ -119,6 +119,7 @@ def produce(
     else:
         values = of_size(_VALUE_BYTES if value_bytes is None else value_bytes)
     request = LoadRequest(topic=topic, values=values, **load)
+    request.check()
     chosen = settings(how)
     report = asyncio.run(produced(kafka_place(chosen), request, partitions, _note))
     if as_json:

@@ -8,6 +8,7 @@ the same request makes the same keys and values (but for `{{time_ms}}`).
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(\w*)\s*\}\}")
 _DRAWN_AT_ONCE = 1_000
 _RANDOM_BELOW = 1_000_000_000
 _NUMBER_WIDTH = 10
+_MOST_SKEWED_KEYS = 1_000_000
+"""Each of them has a weight in memory."""
 
 
 class Slot(NamedTuple):
@@ -52,6 +55,18 @@ class LoadRequest:
     key_skew: float = 0.0
     seed: int = 0
 
+    def check(self) -> None:
+        """Raises ConfigurationError for what nothing can be drawn or timed by."""
+        if self.rate is not None and not math.isfinite(self.rate):
+            raise ConfigurationError(f"--rate {self.rate} is no number of records a second; give a number")
+        if not math.isfinite(self.key_skew):
+            raise ConfigurationError(f"--key-skew {self.key_skew} is no exponent; give a number from 0 to 10")
+        if self.key_skew and self.keys > _MOST_SKEWED_KEYS:
+            raise ConfigurationError(
+                f"--keys {self.keys}: at most {_MOST_SKEWED_KEYS:,} keys can be drawn with --key-skew; give "
+                "fewer, or leave --key-skew out"
+            )
+
 
 def of_size(size: int) -> Values:
     """Text of `size` bytes, which begins with the record's number as far as there is room."""
@@ -65,7 +80,16 @@ def of_size(size: int) -> Values:
 
 
 def filled(template: str) -> Values:
-    """`template` with its placeholders filled in. Raises ConfigurationError for one that there is not."""
+    """`template` with its placeholders filled in.
+
+    Raises ConfigurationError for a placeholder that there is not, and for what is no text.
+    """
+    try:
+        template.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"--value is no UTF-8 text (at character {error.start + 1}); check the quoting"
+        ) from None
     for name in _PLACEHOLDER.findall(template):
         if name not in Slot._fields:
             raise ConfigurationError(
@@ -81,7 +105,8 @@ def filled(template: str) -> Values:
 def from_file(path: Path) -> Values:
     """The lines of `path` in turn; empty ones are left out. ConfigurationError for what is no JSON."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # At line feeds only: what else ends lines of text may stand within a JSON value.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise ConfigurationError(f"--values-from {path} cannot be read: {reason}; check the path") from None
@@ -94,6 +119,10 @@ def from_file(path: Path) -> Values:
         except ValueError as error:
             raise ConfigurationError(
                 f"--values-from {path}, line {at} is no JSON ({error}); write one value on each line"
+            ) from None
+        except RecursionError:
+            raise ConfigurationError(
+                f"--values-from {path}, line {at} is nested too deeply to be read; write a flatter value"
             ) from None
         values.append(line.strip().encode())
     if not values:

@@ -124,9 +124,10 @@ async def produced(
     report = Report()
     with interruptible() as stop:
         try:
-            report.partitions = await _topic(place, request.topic, partitions, note)
-            async with place.writer() as writer:
-                await _Sending(writer, request, report, stop).run()
+            report.partitions = await _topic(place, request.topic, partitions, note, stop)
+            if not stop.is_set():
+                async with place.writer() as writer:
+                    await _Sending(writer, request, report, stop).run()
         except asyncio.CancelledError:
             if not stop.is_set():
                 raise
@@ -135,14 +136,18 @@ async def produced(
     return report
 
 
-async def _topic(place: Place, topic: str, partitions: int | None, note: Callable[[str], None]) -> int:
-    """How many partitions `topic` has; it is made where that was asked for."""
+async def _topic(
+    place: Place, topic: str, partitions: int | None, note: Callable[[str], None], stop: asyncio.Event
+) -> int:
+    """How many partitions `topic` has; it is made where that was asked for, unless `stop` came before."""
     async with place.topics() as topics:
         try:
             count = len(await topics.partitions(topic))
         except UnknownTopicError as error:
             if partitions is None:
                 raise UnknownTopicError(f"{error}, or add --partitions to have it made") from None
+            if stop.is_set():
+                return 0
             await topics.create_topic(topic, partitions)
             note(f"topic {topic} was made, with {partitions} partitions")
             return partitions

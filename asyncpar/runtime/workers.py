@@ -1,8 +1,8 @@
 """One handler's workers: long-lived tasks that take what is ready and run it, one record at a time.
 
 The hot path. Per record a worker reads one clock (the end of one record is the start of the next),
-makes no task, timer or log line, and yields to the loop at least every 5 ms. It inlines the plain
-case of `Queues.finish`. Rules (source: DECISIONS, Workers):
+makes no task, timer or log line, and all of them together yield to the loop after 5 ms. It inlines the
+plain case of `Queues.finish`. Rules (source: DECISIONS, Workers):
 
 - Workers are spawned by the pool's owner task in a copy of a pristine context. After each record
   the context is compared with the first one; a worker whose handler changed it is retired.
@@ -52,6 +52,8 @@ class HandlerPool:
         self._turn = 0
         """How often the loop has gone on to others since a worker asked to be told (`_when_it_turns`)."""
         self._is_told = False
+        self._slice_began = 0.0
+        """When the first of the workers that run in this turn of the loop began."""
         self._to_spawn = 0
         self._spawn = asyncio.Event()
         self._closing = False
@@ -110,10 +112,10 @@ class HandlerPool:
             self._to_spawn += min(wanted, room)
             self._spawn.set()
 
-    def _when_it_turns(self) -> None:
+    def _when_it_turns(self, now: float) -> None:
         """Have `_turned` called once as soon as the worker that runs now lets go of the loop."""
         if not self._is_told:
-            self._is_told = True
+            self._is_told, self._slice_began = True, now
             asyncio.get_running_loop().call_soon(self._turned)
 
     def _turned(self) -> None:
@@ -197,7 +199,7 @@ class HandlerPool:
         copy_context, cancelling = contextvars.copy_context, task.cancelling
         success = Verdict.SUCCESS  # a member of an enum costs as much as the clock
         turn = -1
-        now = yielded = clock()
+        now = clock()
         while True:
             if (
                 not ready
@@ -207,7 +209,7 @@ class HandlerPool:
                 if self._closing:
                     return
                 await self._sleep_until_woken(me)
-                now = yielded = clock()
+                now = clock()
                 continue
             vp = ready.popleft()
             record = vp.head
@@ -222,7 +224,7 @@ class HandlerPool:
             if self._turn != turn:
                 # Only where a call begins: one that may not start would wake others, who may not either.
                 turn = self._turn
-                self._when_it_turns()
+                self._when_it_turns(now)
             me.vp, me.record, me.started = vp, record, now
             attempt = queues.attempts.get(offset, 0) + 1 if queues.attempts else 1
             verdict, error = success, None
@@ -245,7 +247,7 @@ class HandlerPool:
                     if self._has_changed(home):
                         self.retired += 1
                         return
-                    now = yielded = clock()
+                    now = clock()
                     continue
             started, now = now, clock()
             me.vp = me.record = None
@@ -279,7 +281,7 @@ class HandlerPool:
                 self._settle_waiter(me)
             if cancelling() or me.cancel_reason is not None:
                 await self._absorb_cancellation(me, task)
-                now = yielded = clock()
+                now = clock()
             try:
                 has_changed = copy_context() != home
             except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
@@ -287,11 +289,9 @@ class HandlerPool:
             if has_changed:
                 self.retired += 1
                 return
-            if now - yielded > _YIELD_SECONDS:
-                if self._turn == turn:
-                    await asyncio.sleep(0)
-                    now = clock()
-                yielded = now
+            if now - self._slice_began > _YIELD_SECONDS and self._turn == turn:
+                await asyncio.sleep(0)
+                now = clock()
 
     @staticmethod
     def _has_changed(home: contextvars.Context) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import struct
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -211,6 +213,22 @@ def test_a_chunk_of_another_position_is_dropped() -> None:
             change(reader)
             assert reader.bite(2) == []
             assert not reader.chunk.has_more()
+
+
+@pytest.mark.parametrize("size", [None, 2, 0], ids=["read to its end", "given up halfway", "never read"])
+def test_a_chunk_is_gone_as_soon_as_nobody_needs_it(size: int | None) -> None:
+    """Without the garbage collector, which hardly runs where records are few and large."""
+    gc.collect()
+    gc.disable()
+    try:
+        reader = Reader(batch_of(0, list(range(5))), 0, COMMITTED, [], direct=True)
+        parts = weakref.ref(reader.chunk._partition_records)
+        if size != 0:
+            reader.bite(size)
+        del reader.table[TP], reader.chunk
+        assert parts() is None
+    finally:
+        gc.enable()
 
 
 def test_errors_of_a_fetch_are_kept_as_they_are() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from asyncpar import App, Deduplicate, Record, Retry, headers
 from asyncpar.assembly import client_config
+from asyncpar.cli import bench_run
 from asyncpar.cli.bench import bench
 from asyncpar.cli.bench_report import Findings, duration
 from asyncpar.cli.bench_run import Bench
@@ -281,6 +282,30 @@ async def test_what_ends_the_app_ends_the_bench() -> None:
     assert (world.found, world.removed) == ([], [])
 
 
+async def test_a_group_that_was_there_is_removed_when_another_one_fails_at_its_start() -> None:
+    """The one that failed never connected: there is nothing of it to remove."""
+    world, app = World(), App()
+    app.topic("orders", group="one", name="first")(_handler())
+    app.topic("nowhere", group="two", name="second")(_handler())
+    with pytest.raises(UnknownTopicError):
+        await world.run(app)
+    assert world.removed == [world.names["one"]]
+
+
+async def test_a_partition_that_stays_opening_does_not_keep_it_from_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The seconds count from then on, and it is said."""
+    monkeypatch.setattr(bench_run, "_OPENING_SECONDS", 0.2)
+    world = World(records=5)
+    world.broker.fail("OffsetFetch", "COORDINATOR_LOAD_IN_PROGRESS", times=10_000)
+    with pytest.raises(EngineError, match=r"no record was handled \(ended by --seconds 0\.1\)"):
+        await world.run(billing(), seconds=0.1)
+    assert world.warnings == [
+        "not every partition is open 0.2 s after the start: --seconds and latency count from now on"
+    ]
+
+
 async def test_handlers_in_threads_groups_and_orders_of_their_own() -> None:
     """Each group has a stand-in; an order by partition, and none, are said as such; middlewares run."""
     world, seen = World(records=40), list[str]()
@@ -364,6 +389,9 @@ def test_what_contradicts_itself_is_refused() -> None:
         BenchRequest("shop", group="billing", start="earliest").check()
     with pytest.raises(ConfigurationError, match="add --seconds or --records"):
         BenchRequest("shop", start="latest").check()
+    for seconds in (float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match=f"--seconds {seconds} is no time to end after"):
+            BenchRequest("shop", seconds=seconds).check()
     BenchRequest("shop", start="latest", records=1).check()
     app = App()
     for group in ("one", "two"):
@@ -394,11 +422,12 @@ def test_what_could_lose_records_of_the_app_needs_to_be_meant() -> None:
 
 
 def test_a_group_of_its_own_begins_where_it_is_told_whatever_the_app_says() -> None:
-    """And is no static member, which could not be removed at once; a named group has the app's settings."""
+    """A named group begins as the app says; in neither the bench takes the place of a static member."""
     loaded = load(app_values={"offset_reset": "error", "group_instance_id": "one"})
     own = bench_settings(loaded, BenchRequest("shop", start="latest", seconds=1)).settings
     assert (own.offset_reset, own.group_instance_id) == ("latest", None)
-    assert bench_settings(loaded, BenchRequest("shop", group="billing")) == loaded
+    named = bench_settings(loaded, BenchRequest("shop", group="billing")).settings
+    assert (named.offset_reset, named.group_instance_id) == ("error", None)
 
 
 @pytest.mark.parametrize(

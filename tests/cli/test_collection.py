@@ -36,6 +36,23 @@ async def test_a_run_tunes_the_collector_and_leaves_it_as_it_was(tune_gc: bool) 
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.parametrize(("chosen", "tuned"), [(0, 0), (50_000, 50_000), (500, YOUNGEST)])
+def test_what_the_app_has_chosen_itself_is_kept(chosen: int, tuned: int) -> None:
+    """Switched off, or collecting less often than asyncpar would; and what it froze stays frozen."""
+    before = gc.get_threshold()
+    try:
+        with tuned_collection() as tune:
+            gc.set_threshold(chosen)
+            gc.freeze()
+            tune()
+            assert gc.get_threshold()[0] == tuned
+        assert gc.get_threshold()[0] == chosen
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
+
+
 def test_garbage_of_the_start_is_collected_before_the_rest_is_kept() -> None:
     """Frozen, a circle that nobody holds any more would stay for good."""
 

@@ -124,10 +124,20 @@ def test_values_come_from_a_file_in_turn(tmp_path: Path) -> None:
     assert [value(Slot(at, "", 0, 0)) for at in range(3)] == [b'{"a": 1}', b'{"b": 2}', b'{"a": 1}']
 
 
+def test_only_a_line_feed_ends_a_value(tmp_path: Path) -> None:
+    """What else ends lines of text may stand in JSON strings, and a carriage return between its parts."""
+    path = tmp_path / "values.jsonl"
+    lines = ['{"a": "x\u2028y"}', '{"b": "p\u0085q"}', '{"c":\r1}']
+    path.write_bytes("\r\n".join(lines).encode())
+    value = from_file(path)
+    assert [value(Slot(at, "", 0, 0)) for at in range(4)] == [line.encode() for line in [*lines, lines[0]]]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (b'{"a": 1}\nnothing\n', "values.jsonl, line 2 is no JSON"),
+        (b"1\n" + b"[" * 200_000 + b"\n", "values.jsonl, line 2 is nested too deeply"),
         (b"\n", "has no line"),
         (b"\xff\xfe", "it is no UTF-8 text"),
     ],
@@ -237,6 +247,27 @@ async def test_a_topic_that_is_missing_is_made_when_that_is_asked_for() -> None:
     assert silent.notes == []
 
 
+async def test_a_signal_while_it_connects_leaves_everything_as_it_is() -> None:
+    """No topic is made, and no writer is opened."""
+    cluster, opened = Cluster(is_missing=True), list[str]()
+
+    @asynccontextmanager
+    async def topics() -> AsyncIterator[Any]:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0)
+        yield cluster
+
+    @asynccontextmanager
+    async def writer() -> AsyncIterator[Any]:
+        opened.append("writer")
+        yield cluster
+
+    request = LoadRequest("orders", of_size(1))
+    report = await produced(Place(topics, writer), request, 3, cluster.notes.append)
+    assert (cluster.is_missing, cluster.notes, opened) == (True, [], [])
+    assert (report.is_interrupted, exit_code(report, request)) == (True, 130)
+
+
 async def test_a_signal_ends_it_when_what_was_sent_is_answered_for() -> None:
     """It tells how far it came."""
     cluster, loop = Cluster(), asyncio.get_running_loop()
@@ -290,6 +321,13 @@ async def test_without_a_terminal_there_is_no_progress(capsys: pytest.CaptureFix
     [
         ((), "Missing argument 'TOPIC'; see asyncpar produce --help"),
         (("t", "--rate", "0"), "not in the range"),
+        (("t", "--rate", "nan"), "--rate nan is no number of records a second"),
+        (("t", "--key-skew", "nan"), "--key-skew nan is no exponent"),
+        (
+            ("t", "--keys", "1000001", "--key-skew", "1"),
+            "at most 1,000,000 keys can be drawn with --key-skew",
+        ),
+        (("t", "--value", "a\udcff"), "--value is no UTF-8 text (at character 2)"),
         (("t", "--value", "x", "--value-bytes", "3"), "give one of --value-bytes, --value and --values-from"),
         (("t", "--value", "{{x}}"), "nothing to fill in for {{x}}"),
         (("t", "--set", "bootstrap_server=x"), "did you mean bootstrap_servers?"),

@@ -34,7 +34,7 @@ SLOTS = (
         "A worker that goes to sleep asks to be told of the loop's turn: they wake each other for ever.",
         "runtime.workers",
         old="                await self._sleep_until_woken(me)\n",
-        new="                self._when_it_turns()\n                await self._sleep_until_woken(me)\n",
+        new="                self._when_it_turns(now)\n                await self._sleep_until_woken(me)\n",
         checks=("SIMULATION",),
     ),
     Bug(
