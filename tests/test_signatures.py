@@ -118,7 +118,7 @@ def test_everything_at_once_in_any_order() -> None:
         "t1",
         Order(id=1),
         "k",
-        Record("orders", 3, 7, b"k", b'{"id": 1}', [("trace", b"t1")], 123, 1, 2, 5),
+        Record("orders", 3, 7, b"k", b'{"id": 1}', (("trace", b"t1"),), 123, 1, 2, 5),
     ]
     assert (ctx.state, ctx.handler, ctx.group, ctx.attempt) == (
         STATE,

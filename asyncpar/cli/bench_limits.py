@@ -79,11 +79,14 @@ def _of_handlers(group: GroupStatus) -> Look | None:
 
 def _of_records(group: GroupStatus) -> Look:
     """When slots are free and nothing is ready for them."""
-    if sum(partition.queued for partition in group.partitions):
+    is_parked = any(partition.parked for partition in group.partitions)
+    if is_parked and not any(handler.running for handler in group.handlers):
+        return Look("retries")  # what is queued waits behind those
+    if any(partition.queued for partition in group.partitions):
         return Look("keys")
     if _is_full(group):
         return Look("buffer")
-    if sum(partition.parked for partition in group.partitions):
+    if is_parked:
         return Look("retries")
     return Look("fetch" if any(_has_more(partition) for partition in group.partitions) else "input")
 

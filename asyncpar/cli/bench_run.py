@@ -19,7 +19,7 @@ from asyncpar.cli.bench_meter import Meter
 from asyncpar.cli.bench_report import Findings, InChildren, progress
 from asyncpar.cli.bench_setup import BenchRequest, Place, producers
 from asyncpar.cli.progress import ProgressLine
-from asyncpar.errors import AsyncparError, EngineError
+from asyncpar.errors import AsyncparError, DrainIncompleteError, EngineError
 from asyncpar.metrics import Histogram
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Bench:
         self._looks: dict[str, Looks] = {}
         self._children: dict[tuple[str, str], InChildren] = {}
         self._ended_by = "the present end of the topics"
+        self._halted: list[str] = []
+        """Partitions that had stopped at a failed record when it ended."""
         self._connected_at: float | None = None
         """When every group had connected, by the monotonic clock."""
         self._progress = ProgressLine()
@@ -73,7 +75,8 @@ class Bench:
     async def run(self, *, drain_and_exit: bool, on_started: Callable[[], None]) -> None:
         """Run the app to the end of the bench, and tell what was found.
 
-        Raises what the app raises, and EngineError when no record was handled.
+        Raises what the app raises, EngineError when no record was handled, and DrainIncompleteError when
+        partitions have halted.
         """
         rigging = Rigging(
             lambda group: self._place.consumers(self._names[group]),
@@ -99,13 +102,17 @@ class Bench:
             watching.cancel()
             await asyncio.wait({looking, watching})
             self._progress.end()
+            await self._remove_groups()
             if self._meter.done:
                 self._told(self._findings())
-            await self._remove_groups()
         if not looking.cancelled():
             looking.result()
         if not self._meter.done:
             raise EngineError(self._nothing_done())
+        if self._halted:
+            raise DrainIncompleteError(
+                f"halted before the end: {', '.join(self._halted)}; see the errors logged above"
+            )
 
     def stop(self, *, now: bool = False) -> None:
         """End the bench here; `now`: cancel what runs."""
@@ -152,6 +159,8 @@ class Bench:
             wanted = _PAUSES_PER_LOOK * (time.monotonic() - began)
             pause = min(max(_SHORTEST_PAUSE_SECONDS, wanted), _LONGEST_PAUSE_SECONDS)
         self._close()
+        everything = [partition for group in self._app.status().groups for partition in group.partitions]
+        self._halted = [f"{one.topic}[{one.partition}]" for one in everything if one.state == "halted"]
 
     def _has_waited(self, now: float) -> bool:
         """Whether partitions have had their time to open; says so, since it is asked no more after that."""

@@ -258,6 +258,20 @@ async def test_a_halted_partition_ends_with_what_was_measured_and_the_error() ->
     assert len(world.removed) == 1
 
 
+async def test_partitions_that_have_halted_are_no_good_end_of_a_timed_bench() -> None:
+    """Else handlers that stopped at their first failure would have kept up with everything."""
+    world, app = World(records=20), App(group="billing")
+
+    @app.topic("orders", name="bill", on_error={ValueError: "halt"})
+    async def bill(order: bytes) -> None:
+        if order == b"19":
+            raise ValueError("no")
+
+    with pytest.raises(DrainIncompleteError, match=r"halted before the end: orders\["):
+        await world.run(app, seconds=0.5)
+    assert world.found[0].records == 19
+
+
 async def test_a_group_that_cannot_be_removed_is_named() -> None:
     """It is a warning: the bench is worth as much."""
     world = World(records=5)

@@ -45,6 +45,7 @@ BILL = HandlerFindings(
             Look("buffer"),
         ),
         (group(partitions=(partition(in_flight=50, parked=50),)), Look("retries")),
+        (group(partitions=(partition(in_flight=50, parked=1, queued=49),)), Look("retries")),
         (group(partitions=(partition(true_lag=500),)), Look("fetch")),
         (group(partitions=(partition(true_lag=None, log_end=None),)), Look("fetch")),
         (group(partitions=(partition(true_lag=5, in_flight=5, running=5),)), Look("input")),

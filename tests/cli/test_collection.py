@@ -26,6 +26,12 @@ class Looking:
         return ()
 
 
+@pytest.fixture(autouse=True)
+def nothing_frozen() -> None:
+    """Whatever tests before these have left."""
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("tune_gc", [True, False])
 async def test_a_run_tunes_the_collector_and_leaves_it_as_it_was(tune_gc: bool) -> None:
     """What is loaded is frozen and the first threshold raised while it runs, unless `tune_gc` is off."""
