@@ -1,7 +1,7 @@
 """The garbage collector of a process that is asyncpar's own.
 
 Lives here: what `asyncpar run` and `asyncpar bench` do to it. Never here: a program that embeds an app, whose
-collector is its own (docs/production.md says how it may do the same). Called by `run.live`.
+collector is its own (docs/embedding.md says how it may do the same). Called by `run.live`.
 
 A consumer makes and drops millions of records, which sets the collector off all the time, and each of its
 full collections walks over every module, model and function of the program: a third of the cost of a record
