@@ -4,14 +4,20 @@
                             [--contenders NAME,...]
 
 What lives here: the contenders and the targets; the course of it is `harness.py`'s, the rivals' runs are
-`rivals_run.py`'s. Contenders: a raw aiokafka loop over `getmany(max_records=500)`, another over `async for`,
-and asyncpar with a no-op async handler and default settings; FastStream in three modes, pyrallel-consumer,
-and the Java Parallel Consumer, each for 20 s at most. All read the same topic on the same real broker in the
-same run, in turn, each in a fresh process; asyncpar and the raw loops commit every second. The rate is that
-of records from the first one handled to the last one; the time to join and to leave is shown beside it. The
-handlers keep each value, or write a line in a journal, for the check, which costs a little; the raw loops,
-which cannot reorder, only check that offsets run on. Exit code 1 when a run of ours lost, repeated out of
-order or did not commit anything.
+`rivals_run.py`'s. Contenders:
+
+- `raw aiokafka`: a loop over `getmany(max_records=500)`; `raw tuned`: the same with the garbage collector
+  tuned as `asyncpar run` does; `raw async for`: another over single records.
+- `asyncpar`: a no-op async handler, default settings, in a process as `asyncpar run` makes it.
+- `asyncpar embedded`: the same in a program that leaves its garbage collector alone.
+- `asyncpar client records`: as the first, with `client_records`.
+- FastStream in three modes, pyrallel-consumer and the Java Parallel Consumer, each for 20 s at most.
+
+All read the same topic on the same real broker in the same run, in turn, each in a fresh process; asyncpar
+and the raw loops commit every second. The rate is that of records from the first one handled to the last
+one; the time to join and to leave is shown beside it. The handlers keep each value, or write a line in a
+journal, for the check, which costs a little; the raw loops, which cannot reorder, only check that offsets run
+on. Exit code 1 when a run of ours lost, repeated out of order or did not commit anything.
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,17 +36,22 @@ if str(ROOT) not in sys.path:  # run as a script
 
 from aiokafka import AIOKafkaConsumer  # noqa: E402 - after the path
 
+from asyncpar import App  # noqa: E402 - likewise
+from asyncpar.cli.collection import tuned_collection  # noqa: E402 - likewise
 from benchmarks import rivals_run  # noqa: E402 - likewise
-from benchmarks.harness import Row, Run, Task, conduct, quiet  # noqa: E402 - likewise
+from benchmarks.course import at_least  # noqa: E402 - likewise
+from benchmarks.harness import Results, Row, Run, Task, conduct, quiet  # noqa: E402 - likewise
 from benchmarks.load import PARTITIONS, Load, check  # noqa: E402 - likewise
+from benchmarks.sleepers import shares  # noqa: E402 - likewise
 from benchmarks.work import NO_OP  # noqa: E402 - likewise
 
 RECORDS = 1_000_000
 KEYS = 1_000
 MAX_RECORDS = 500
 COMMIT_SECONDS = 1.0
-TARGET_RATIO = 0.40
-RAW, FOR, OURS = "raw aiokafka", "raw async for", "asyncpar"
+TARGET_RATIO, CLIENT_RECORDS_RATIO = 0.50, 0.40
+RAW, RAW_TUNED, FOR = "raw aiokafka", "raw tuned", "raw async for"
+OURS, EMBEDDED, CLIENT_RECORDS = "asyncpar", "asyncpar embedded", "asyncpar client records"
 RIVALS = {
     rivals_run.ACK_FIRST: 30,
     rivals_run.ACK_AFTER: 1_000,
@@ -49,16 +62,28 @@ RIVALS = {
 """And how many times faster asyncpar is to be."""
 
 
-def run_raw(task: Task) -> Run:
+@contextmanager
+def collection(is_tuned: bool) -> Iterator[Callable[[], None]]:
+    """Yields what to call once all has started: it tunes the collector as `asyncpar run` does, or not."""
+    if not is_tuned:
+        yield lambda: None
+        return
+    with tuned_collection() as tune:
+        yield tune
+
+
+def run_raw(task: Task, *, is_tuned: bool = False) -> Run:
     """The bare loop: fetch, count, commit each second."""
     quiet()
-    return asyncio.run(_raw(task))
+    with collection(is_tuned) as on_started:
+        return asyncio.run(_raw(task, on_started))
 
 
-async def _raw(task: Task) -> Run:
+async def _raw(task: Task, on_started: Callable[[], None]) -> Run:
     began = time.perf_counter()
     consumer = _consumer(task)
     await consumer.start()
+    on_started()
     run, expected = Run(0, 0.0, 0.0), dict.fromkeys(range(PARTITIONS), 0)
     first, next_commit = 0.0, time.perf_counter() + COMMIT_SECONDS
     while run.records < task.records:
@@ -121,21 +146,22 @@ def _consumer(task: Task) -> AIOKafkaConsumer:
     )
 
 
-def run_asyncpar(task: Task) -> Run:
-    """asyncpar with defaults and a handler that does nothing but keep the value for the check."""
+def run_asyncpar(task: Task, *, is_tuned: bool = True, client_records: bool = False) -> Run:
+    """asyncpar with its defaults, and a handler that does nothing but keep the value for the check."""
     quiet()
     began = time.perf_counter()
-    seen, stamps = asyncio.run(_asyncpar(task))
+    with collection(is_tuned) as on_started:
+        seen, stamps = asyncio.run(_asyncpar(task, client_records, on_started))
     total = time.perf_counter() - began
     run = Run(len(seen), stamps[-1] - stamps[0] if len(stamps) > 1 else 0.0, total)
     run.duplicates, run.faults = check(seen, task.per_key)
     return run
 
 
-async def _asyncpar(task: Task) -> tuple[list[bytes], list[float]]:
-    from asyncpar import App
-
-    app = App(group=task.group, bootstrap_servers=task.bootstrap, http_port=0)
+async def _asyncpar(
+    task: Task, client_records: bool, on_started: Callable[[], None]
+) -> tuple[list[bytes], list[float]]:
+    app = App(group=task.group, bootstrap_servers=task.bootstrap, http_port=0, client_records=client_records)
     seen: list[bytes] = []
     stamps: list[float] = []
     # The 1st and the last: with repeats there are more than `records`, and the run is a fault anyway.
@@ -148,7 +174,7 @@ async def _asyncpar(task: Task) -> tuple[list[bytes], list[float]]:
         if count() in stamped:
             stamps.append(now())
 
-    await app.run(drain_and_exit=True)
+    await app.run(drain_and_exit=True, on_started=on_started)
     return seen, stamps
 
 
@@ -160,8 +186,11 @@ def rows(records: int) -> list[Row]:
             load=Load(records, KEYS),
             contenders={
                 RAW: run_raw,
+                RAW_TUNED: partial(run_raw, is_tuned=True),
                 FOR: run_for,
                 OURS: run_asyncpar,
+                EMBEDDED: partial(run_asyncpar, is_tuned=False),
+                CLIENT_RECORDS: partial(run_asyncpar, client_records=True),
                 **rivals_run.contenders(RIVALS, NO_OP),
             },
             subject=OURS,
@@ -171,14 +200,29 @@ def rows(records: int) -> list[Row]:
                 "delivery": f"at least once, a commit every {COMMIT_SECONDS:.0f} s (asyncpar: its defaults)",
                 RAW: f"getmany(max_records={MAX_RECORDS})",
                 FOR: "async for, one record at a time",
-                OURS: "no-op async handler, default settings, event loop of the standard library",
+                RAW_TUNED: "the same, with `tune_gc` as asyncpar run has it",
+                OURS: "no-op async handler, defaults, as asyncpar run; event loop of the standard library",
+                EMBEDDED: "the same with the garbage collector as Python has it",
+                CLIENT_RECORDS: "client_records=True, else as the first",
                 **rivals_run.told(RIVALS),
             },
-            figures=lambda results: {"times_rivals": rivals_run.times(OURS, RIVALS, results)},
+            figures=_figures,
             rivals=rivals_run.names(RIVALS),
             preparations=rivals_run.preparations(RIVALS),
         )
     ]
+
+
+def _figures(results: Results) -> dict[str, object]:
+    of_raw = shares(dict.fromkeys((RAW_TUNED, FOR, OURS, EMBEDDED, CLIENT_RECORDS), RAW), results)
+    reached = of_raw.get(CLIENT_RECORDS)
+    return {
+        "share_of_raw": of_raw,
+        "targets": (
+            {} if reached is None else {f"{CLIENT_RECORDS} of {RAW}": at_least(CLIENT_RECORDS_RATIO, reached)}
+        ),
+        "times_rivals": rivals_run.times(OURS, RIVALS, results),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -114,7 +114,8 @@ def _asyncpar(task: Task) -> None:
 
     app = App(group=task.group, bootstrap_servers=task.bootstrap, http_port=0, worker_pool_size=WORKERS)
     app.topic(task.topic, name="p7", executor="process")(p7_work.handle)
-    asyncio.run(app.run(drain_and_exit=True))
+    with p1.collection(True) as on_started:
+        asyncio.run(app.run(drain_and_exit=True, on_started=on_started))
 
 
 # -- plain loops ---------------------------------------------------------------------------------

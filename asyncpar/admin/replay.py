@@ -83,10 +83,12 @@ class ReplayReport:
     """Of a letter that was replayed; they count as replayed too."""
     without_origin: int = 0
     """Left: they do not say where they came from, and no `to` was given."""
+    own_topic: int = 0
+    """Left: they came from the topic in which they lie, which therefore is no dead-letter topic."""
     too_large: int = 0
     """Left: the topic that they came from does not take records of that size."""
     left: list[str] = field(default_factory=list)
-    """The places of the first ones that were left for one of these two reasons."""
+    """The places of the first ones that were left for one of these three reasons."""
     interrupted: bool = False
     limited: bool = False
     memory_full: str = ""
@@ -95,7 +97,7 @@ class ReplayReport:
     @property
     def is_complete(self) -> bool:
         """True when no letter that was meant was left for a reason that somebody has to see to."""
-        return not (self.without_origin or self.too_large or self.memory_full)
+        return not (self.without_origin or self.own_topic or self.too_large or self.memory_full)
 
     def name(self, letter: DeadLetter) -> None:
         """`letter` is left."""
@@ -149,13 +151,17 @@ class Replay:
         """
         request = self._request
         found = await spans(self._log, request.topic, request.partitions)
-        before = await self._log.committed(request.group, found)
-        for tp, span in found.items():
+        # Of the others, too: the double of a letter without a key may lie in any partition.
+        every = {**await spans(self._log, request.topic, ()), **found}
+        before = await self._log.committed(request.group, every)
+        for tp, span in every.items():
             memory = self._recall(tp, before[tp], span)
             self._memories[tp] = memory
             self._firsts[tp] = span.first
             memory.add(0, span.first)
-            self._changed.add(tp)
+        self._changed.update(found)
+        for tp, span in found.items():
+            memory = self._memories[tp]
             if not request.again:
                 found[tp] = Span(max(span.first, min(memory.hwm, span.end)), span.end)
         if self._producer is not None:
@@ -250,8 +256,9 @@ class Replay:
 
     async def _send(self, letter: DeadLetter, memory: ReplayMemory) -> bool:
         topic = self._request.to or (letter.origin and letter.origin[0].topic)
-        if not topic:
-            self.report.without_origin += 1
+        if not topic or topic == letter.tp.topic:
+            self.report.without_origin += not topic
+            self.report.own_topic += bool(topic)
             self.report.name(letter)
             return True
         if not await self._may_go_on():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asyncpar.cli.ranges import FiniteRange
 from asyncpar.cli.run import live, prepare, run, settings_given
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _as_run(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("target")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="NUMBER",
     help="End after so long, whatever is left or comes; default: at the end that the topics have now.",
 )

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asyncpar.cli.ranges import FiniteRange
 from asyncpar.errors import ConfigurationError, DrainIncompleteError, EngineError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class DemoRequest:
 @click.command(short_help="Watch asyncpar work; needs no Kafka.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=30,
     show_default=True,
     help="How long records are produced; 0: until Ctrl-C.",

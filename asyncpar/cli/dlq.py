@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asyncpar.cli.dlq_connection import connects, reader, settings
+from asyncpar.cli.ranges import FiniteRange
 from asyncpar.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def show(topic: str, partition: int, offset: int, how: dict[str, Any], max_bytes
 @_filters
 @click.option("--to", metavar="TOPIC", help="Write to this topic instead.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0.001, max=1e6), metavar="NUMBER", help="At most so many per second."
+    "--rate", type=FiniteRange(min=0.001, max=1e6), metavar="NUMBER", help="At most so many per second."
 )
 @_LIMIT
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")

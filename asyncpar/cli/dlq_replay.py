@@ -112,6 +112,10 @@ def summary(report: ReplayReport, request: ReplayRequest, *, dry_run: bool) -> l
         (report.doubles, "doubles of replayed ones"),
         (report.metadata_only, "left, without a value (payload metadata_only): read them at their origin"),
         (report.without_origin, "left, they do not say where they came from: name a topic with --to"),
+        (
+            report.own_topic,
+            f"left, they came from {request.topic} itself, which holds no dead letters then: name theirs",
+        ),
         (report.too_large, "left, too large for the topic they came from: raise its max.message.bytes"),
     ]
     lines += [f"{count} {what}" for count, what in passed if count]

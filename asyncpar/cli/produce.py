@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from asyncpar.cli.dlq_connection import connects, settings
+from asyncpar.cli.ranges import FiniteRange
 from asyncpar.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _VALUE_BYTES = 100
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True, max=1e6),
+    type=FiniteRange(min=0, min_open=True, max=1e6),
     metavar="NUMBER",
     help="So many per second, each at its time, whether or not the broker keeps up; default: as fast as it "
     "goes.",
@@ -53,7 +54,7 @@ _VALUE_BYTES = 100
 )
 @click.option(
     "--key-skew",
-    type=click.FloatRange(0, 10),
+    type=FiniteRange(0, 10),
     default=0.0,
     show_default=True,
     metavar="EXPONENT",

@@ -8,7 +8,6 @@ the same request makes the same keys and values (but for `{{time_ms}}`).
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -57,10 +56,6 @@ class LoadRequest:
 
     def check(self) -> None:
         """Raises ConfigurationError for what nothing can be drawn or timed by."""
-        if self.rate is not None and not math.isfinite(self.rate):
-            raise ConfigurationError(f"--rate {self.rate} is no number of records a second; give a number")
-        if not math.isfinite(self.key_skew):
-            raise ConfigurationError(f"--key-skew {self.key_skew} is no exponent; give a number from 0 to 10")
         if self.key_skew and self.keys > _MOST_SKEWED_KEYS:
             raise ConfigurationError(
                 f"--keys {self.keys}: at most {_MOST_SKEWED_KEYS:,} keys can be drawn with --key-skew; give "

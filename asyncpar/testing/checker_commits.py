@@ -86,8 +86,9 @@ class CommitLaws(Checker):
     below where the assignment began, and never back, unless the log was truncated. No commit is sent after
     `released` or `lost`, and a revoke does not return before its time is up while one is not answered.
     Metadata that the broker refused as too large is not sent again at that length. A member has one commit on
-    its way at a time; and one that it sent after another owner's commit was stored is not acknowledged
-    (source: ARCHITECTURE, law 2; AIOKAFKA 0.2; DECISIONS, "learn the limit").
+    its way at a time, with the token of its latest assignment; and one that it sent after another owner's
+    commit was stored is not acknowledged (source: ARCHITECTURE, law 2; AIOKAFKA 0.2; DECISIONS, "learn the
+    limit").
     """
 
     def committed(self, part: Partition, commit: Commit) -> None:
@@ -119,6 +120,11 @@ class CommitLaws(Checker):
         elif tenure.seeks and not tenure.resumed and event.offset < tenure.seeks[0][1]:
             what = f"{part.tp}: {event.offset} is below {tenure.seeks[0][1]}, where the assignment began"
             self.found("COMMIT", what, event)
+
+    def outdated(self, part: Partition, event: Event) -> None:
+        """The group refuses such a commit, and then nothing is stored until the consumer is replaced."""
+        what = f"{event.member} sends the commit of {event.offset} with the token of an older assignment"
+        self.found("COMMIT", f"{part.tp}: {what}", event)
 
     def closed(self, part: Partition, tenure: Tenure, event: Event) -> None:
         """A revoke that returned waits out the commit that is on its way."""

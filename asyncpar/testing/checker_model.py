@@ -317,6 +317,9 @@ class Checker:
     def closed(self, part: Partition, tenure: Tenure, event: Event) -> None:
         """A member gave the partition back or heard that it is gone."""
 
+    def outdated(self, part: Partition, event: Event) -> None:
+        """The commit that is sent next has the token of an assignment that is over."""
+
     def committed(self, part: Partition, commit: Commit) -> None:
         """A commit was sent."""
 

@@ -55,6 +55,7 @@ class Replay:
         self._revoked = _listeners(checkers, "revoked")
         self._closed = _listeners(checkers, "closed")
         self._committed = _listeners(checkers, "committed")
+        self._outdated = _listeners(checkers, "outdated")
         steps: dict[str, Callable[[Event, int], None]] = {
             "poll": self._poll,
             "assign": self._assign,
@@ -65,6 +66,7 @@ class Replay:
             "start": self._start,
             "end": self._end,
             "done": self._done,
+            "outdated": self._commit_outdated,
             "commit": self._commit,
             "answer": self._answer,
             "freeze": self._freeze,
@@ -273,6 +275,10 @@ class Replay:
             listen(part, record, event, index)
 
     # -- commits -----------------------------------------------------------------------------
+
+    def _commit_outdated(self, event: Event, _: int) -> None:
+        for listen in self._outdated:
+            listen(self._part(event.tp), event)
 
     def _commit(self, event: Event, index: int) -> None:
         part = self._part(event.tp)

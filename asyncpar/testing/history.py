@@ -31,6 +31,7 @@ Kind = Literal[
     "start",
     "end",
     "done",
+    "outdated",
     "commit",
     "answer",
     "freeze",
@@ -52,6 +53,7 @@ Kind = Literal[
 - `end`: it ended (`detail` is ok, failed or cancelled).
 - `done`: the record was settled without a handler's success. `detail` says how: skipped; dead_letter or
   retry: the topic of its dead letters, or the next retry topic, has acknowledged it to `member`.
+- `outdated`: the commit of `offset` that `member` sends next has not the token of its latest assignment.
 - `commit`: `member` sent a commit of `offset` (`detail` is the metadata string).
 - `answer`: what `member` heard about the commit it sent last of this partition (`detail`: a CommitAnswer).
 - `freeze`, `thaw`, `dead`: `member` did not run from here, ran on, or was killed. Behind its `leave`, `dead`

@@ -39,6 +39,8 @@ class RecordingConsumer:
         self._held: dict[TopicPartition, int] = {}
         """With the number of the assignment that gave it."""
         self._assignments = 0
+        self._token: GroupToken | None = None
+        """Of the latest assignment."""
         self._delivered: dict[TopicPartition, int] = {}
         self._joined = False
 
@@ -76,9 +78,10 @@ class RecordingConsumer:
         for tp in sorted(partitions):
             self._recorder.note(kind, self.member, tp, detail=detail)
 
-    def note_assigned(self, partitions: frozenset[TopicPartition]) -> None:
+    def note_assigned(self, partitions: frozenset[TopicPartition], token: GroupToken) -> None:
         """These were given; those that are held already were not revoked, so they were lost first."""
         self._assignments += 1
+        self._token = token
         self.note_lost(frozenset(self._held) & partitions)
         self._held.update(dict.fromkeys(partitions, self._assignments))
         self._note("assign", sorted(partitions))
@@ -172,6 +175,8 @@ class RecordingConsumer:
     ) -> dict[TopicPartition, CommitAnswer]:
         """See the port."""
         for tp, committed in offsets.items():
+            if token != self._token:
+                self._recorder.note("outdated", self.member, tp, committed.offset)
             self._recorder.note("commit", self.member, tp, committed.offset, detail=committed.metadata)
         answers: dict[TopicPartition, CommitAnswer] = {}
         try:
@@ -191,7 +196,7 @@ class _Listener:
         self._listener = listener
 
     def assigned(self, partitions: frozenset[TopicPartition], token: GroupToken) -> None:
-        self._consumer.note_assigned(partitions)
+        self._consumer.note_assigned(partitions, token)
         self._listener.assigned(partitions, token)
 
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:

@@ -169,6 +169,15 @@ async def test_a_letter_that_does_not_say_whence_needs_a_topic() -> None:
     assert cluster.values() == [b"value-2", b"foreign"]
 
 
+async def test_a_topic_is_not_replayed_into_itself() -> None:
+    """Replayed records say that they came from the topic in which they lie: they are left and named."""
+    cluster = Cluster()
+    cluster.put(letter(1, source=DLQ), letter(2))
+    report = await cluster.replay()
+    assert (report.own_topic, report.left, report.is_complete) == (1, [f"{DLQ}[0]@0"], False)
+    assert cluster.values() == values(2)
+
+
 async def test_a_letter_too_large_for_its_topic_is_left() -> None:
     """The others go on; it stays to be found."""
     cluster = Cluster()
@@ -209,6 +218,17 @@ async def test_a_double_of_a_letter_that_was_replayed_before_is_not_written() ->
     report = await cluster.replay()
     assert (report.doubles, report.replayed.total()) == (2, 1)
     assert cluster.values() == values(1, 4, 2)
+
+
+async def test_a_double_in_a_partition_that_is_not_meant_is_not_written() -> None:
+    """Without a key a letter and its double may lie in two partitions, replayed one at a time."""
+    cluster = Cluster(partitions=2)
+    cluster.put(letter(4, key=None), partition=0)
+    cluster.put(letter(4, key=None), letter(5, key=None), partition=1)
+    await cluster.replay(partitions=(0,))
+    report = await cluster.replay(partitions=(1,))
+    assert (report.doubles, report.replayed.total()) == (1, 1)
+    assert cluster.values() == values(4, 5)
 
 
 async def test_it_ends_before_a_letter_that_could_not_be_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,9 +403,6 @@ def test_what_contradicts_itself_is_refused() -> None:
         BenchRequest("shop", group="billing", start="earliest").check()
     with pytest.raises(ConfigurationError, match="add --seconds or --records"):
         BenchRequest("shop", start="latest").check()
-    for seconds in (float("nan"), float("inf")):
-        with pytest.raises(ConfigurationError, match=f"--seconds {seconds} is no time to end after"):
-            BenchRequest("shop", seconds=seconds).check()
     BenchRequest("shop", start="latest", records=1).check()
     app = App()
     for group in ("one", "two"):

@@ -172,15 +172,22 @@ def test_no_value_and_no_headers_are_said() -> None:
 def test_the_summary_counts_what_was_done_and_what_was_not() -> None:
     """A line for each that is not zero."""
     report = ReplayReport(
-        remembered=1, filtered=2, doubles=3, metadata_only=4, without_origin=5, too_large=6, left=["t[0]@1"]
+        remembered=1,
+        filtered=2,
+        doubles=3,
+        metadata_only=4,
+        without_origin=5,
+        own_topic=6,
+        too_large=7,
+        left=["t[0]@1"],
     )
     report.replayed.update({"orders": 7, "returns": 8})
     report.limited, report.interrupted, report.memory_full = True, True, "t[0]@9"
     lines = summary(report, ReplayRequest("t", "g", limit=15), dry_run=False)
     assert lines[0] == "replayed 15 letters: 8 to returns, 7 to orders"
-    assert [text.split()[0] for text in lines[1:7]] == ["1", "2", "3", "4", "5", "6"]
-    assert "t[0]@1" in lines[7]
-    assert lines[8] == "ended at --limit 15: there is more"
-    assert "t[0]@9" in lines[9]
-    assert "again to go on" in lines[10]
+    assert [text.split()[0] for text in lines[1:8]] == ["1", "2", "3", "4", "5", "6", "7"]
+    assert "t[0]@1" in lines[8]
+    assert lines[9] == "ended at --limit 15: there is more"
+    assert "t[0]@9" in lines[10]
+    assert "again to go on" in lines[11]
     assert summary(ReplayReport(), ReplayRequest("t", "g"), dry_run=True) == ["would replay 0 letters"]

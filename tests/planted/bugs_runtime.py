@@ -282,7 +282,7 @@ COMMITTING = (
         "runtime.rebalance",
         old="        state.token = token\n",
         new="        state.token = self._token = getattr(self, '_token', token)\n",
-        checks=("STUCK", "DUPLICATES", "PROBLEM", "DEAD LETTER"),
+        checks=("COMMIT",),
     ),
     Bug(
         "stop-does-not-drain",

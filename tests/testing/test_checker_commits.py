@@ -180,6 +180,12 @@ def test_two_commits_on_their_way_are_flagged() -> None:
     assert fine(opened().ran(A, 0).commit_sent(A, 1).answered(A, "retry").committed(A, 1))
 
 
+def test_a_commit_with_the_token_of_an_older_assignment_is_flagged() -> None:
+    """Also when nothing else is wrong with it, and whatever it is answered."""
+    tale = opened().ran(A, 0).note("outdated", A, 1)
+    assert broken(tale.commit_sent(A, 1).answered(A, "stale")) == ["COMMIT"]
+
+
 def test_what_a_displaced_member_commits_must_not_be_stored() -> None:
     """B's commit was stored, so A was removed before; A's may have been first, or be refused."""
     tale = opened().ran(A, 0, 1).given(B).polled(B, 0, 4).ran(B, 0, 1, 2).committed(B, 3)

@@ -137,6 +137,17 @@ async def test_commits_and_answers_are_noted() -> None:
     assert told(history.events)[-1] == "answer 0 retry"
 
 
+async def test_a_commit_with_an_older_assignments_token_is_noted() -> None:
+    """Before the commit itself; the token of the latest assignment is the right one."""
+    consumer, _, _engine, history = await started(TP)
+    later = TOKEN._replace(generation=2)
+    consumer.note_assigned(frozenset(), later)
+    await consumer.commit(TOKEN, {TP: Committed(2, "")}, 1.0)
+    assert told(history.events)[-3:-1] == ["outdated 0 2", "commit 0 2"]
+    await consumer.commit(later, {TP: Committed(2, "")}, 1.0)
+    assert told(history.events)[-3:-1] == ["answer 0 acknowledged", "commit 0 2"]
+
+
 async def test_a_stop_is_noted_once_and_a_dead_consumer_has_lost_what_it_held() -> None:
     """A second stop does nothing; one that never started left nothing."""
     consumer, _, _, history = await started(TP)
