@@ -7,16 +7,12 @@ read at scrape time; of what is here only `SecondsHistogram` is touched while re
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import frexp
 
-BUCKETS_BELOW_SECOND = 20
-"""What a duration's binary exponent (`math.frexp`) is raised by to be the number of its bucket."""
-HISTOGRAM_BOUNDS: tuple[float, ...] = tuple(2.0**power for power in range(-BUCKETS_BELOW_SECOND, 11))
+HISTOGRAM_BOUNDS: tuple[float, ...] = tuple(2.0**power for power in range(-20, 11))
 """Upper bounds in seconds of every histogram: powers of two from 0.95 us to 17 minutes."""
-LAST_BUCKET = len(HISTOGRAM_BOUNDS)
-"""The number of the bucket above all bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +39,13 @@ class SecondsHistogram:
     __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self.counts = [0] * (LAST_BUCKET + 1)
+        self.counts = [0] * (len(HISTOGRAM_BOUNDS) + 1)
         self.total = 0.0
 
     def add(self, seconds: float) -> None:
         """One observation. A negative one (a clock that was set back) counts as 0."""
-        if seconds < 0.0:
-            seconds = 0.0
-        index = frexp(seconds)[1] + BUCKETS_BELOW_SECOND
-        self.counts[0 if index < 0 or not seconds else min(index, LAST_BUCKET)] += 1
+        seconds = max(seconds, 0.0)
+        self.counts[bisect_left(HISTOGRAM_BOUNDS, seconds)] += 1
         self.total += seconds
 
     def snapshot(self) -> Histogram:

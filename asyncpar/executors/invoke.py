@@ -70,8 +70,6 @@ def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> A
         return in_thread
 
     function: Callable[..., Any] = plan.spec.function
-    if plan.raw_only and plan.accepts_none:
-        return lambda topic, partition, raw, attempt, generation: function(raw.value)
 
     def on_loop(
         topic: str, partition: int, raw: RawRecord, attempt: int, generation: int
@@ -88,11 +86,11 @@ def _attempt(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> A
     ) -> Coroutine[Any, Any, Any]:
         value = raw.value
         if value is None:
-            return on_loop(topic, partition, raw, attempt, generation)  # raises: a missing value
+            return on_loop(topic, partition, raw, attempt, generation)  # takes it as missing, or raises
         coroutine: Coroutine[Any, Any, Any] = function(value)
         return coroutine
 
-    return raw_on_loop
+    return _of_value(raw_on_loop, function)
 
 
 def _decoding_on_the_loop(plan: CallPlan, state: object, threads: ThreadExecutor | None) -> Attempt:
@@ -133,7 +131,13 @@ def _skipping_tombstones(attempt: Attempt) -> Attempt:
             raise Skip("a tombstone, and tombstones='skip'")
         return attempt(topic, partition, raw, number, generation)
 
-    return run
+    return _of_value(run, getattr(attempt, "of_value", None))
+
+
+def _of_value(attempt: Attempt, function: Callable[..., Any] | None) -> Attempt:
+    """`attempt`, for workers (see `runtime.handlers.Invoke`); whatever is put around it is called instead."""
+    attempt.of_value = function  # type: ignore[attr-defined]
+    return attempt
 
 
 def _with_middlewares(plan: CallPlan, attempt: Attempt, middlewares: Sequence[Middleware]) -> Attempt:

@@ -27,6 +27,9 @@ Invoke = Callable[[str, int, RawRecord, int, int], Coroutine[Any, Any, Any]]
 
 Raises DecodeError (at the call or in the coroutine) for what cannot be decoded. The coroutine's
 result is an Outcome when the handler is `judged`, else it is ignored and means success.
+
+One that passes nothing on but the record's value may have what it calls with that as an attribute `of_value`,
+which workers then call themselves, for every value that is not None.
 """
 
 Match = Callable[[str, RawRecord], bool]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from asyncpar.context import CALL
@@ -43,6 +43,7 @@ class Worker:
         "_clock",
         "call",
         "cancel_reason",
+        "context",
         "finished",
         "record",
         "started",
@@ -52,8 +53,10 @@ class Worker:
         "wake",
     )
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float], context: Context) -> None:
         self._clock = clock
+        self.context = context
+        """The one that its task runs in."""
         self.task: asyncio.Task[None] | None = None
         self.vp: VirtualPartition | None = None
         self.record: RawRecord | None = None

@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import decimal
+from bisect import bisect_left
 from collections.abc import Iterator
-from math import frexp
 
 from asyncpar.context import CALL
-from asyncpar.core.virtual_partitions import ANY_OFFSET, ReadyQueue, VirtualPartition
-from asyncpar.metrics import BUCKETS_BELOW_SECOND, LAST_BUCKET
+from asyncpar.core.virtual_partitions import ANY_OFFSET, Queues, ReadyQueue, VirtualPartition
+from asyncpar.metrics import HISTOGRAM_BOUNDS
 from asyncpar.records import RawRecord, TopicPartition, Verdict
 from asyncpar.runtime.admission import Gate
 from asyncpar.runtime.bridges import BridgeWatch
@@ -159,12 +159,12 @@ class HandlerPool:
                 self._spawn.clear()
                 wanted, self._to_spawn = self._to_spawn, 0
                 for _ in range(wanted):
-                    worker = Worker(self.state.clock.monotonic)
+                    worker = Worker(self.state.clock.monotonic, self._pristine.copy())
                     self.workers[worker] = None
                     worker.task = group.create_task(
                         self._life(worker),
                         name=f"asyncpar-worker-{self.handler.name}",
-                        context=self._pristine.copy(),
+                        context=worker.context,
                     )
 
     async def _life(self, me: Worker) -> None:
@@ -190,15 +190,18 @@ class HandlerPool:
     async def _work(self, me: Worker) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, inlined on purpose
         decimal.getcontext()  # sets a context variable: before the first comparison, not after
         CALL.set(me)
-        home = contextvars.copy_context()
-        state, ready, tallies = self.state, self.queue.ready, self.tallies
+        context, home = me.context, me.context.copy()
+        state, ready = self.state, self.queue.ready
         invoke, judged, gate = self._invoke, self.handler.judged, self.gate
+        of_value = getattr(invoke, "of_value", None)
         clock = state.clock.monotonic
         task = asyncio.current_task()
         assert task is not None
-        copy_context, cancelling = contextvars.copy_context, task.cancelling
+        cancelling = task.cancelling
         success = Verdict.SUCCESS  # a member of an enum costs as much as the clock
-        turn = -1
+        known: Queues | None = None
+        tally = Tally()
+        processing, turn = tally.processing, -1
         now = clock()
         while True:
             if (
@@ -208,6 +211,7 @@ class HandlerPool:
             ):
                 if self._closing:
                     return
+                known = None  # an idle worker keeps nothing of a partition alive
                 await self._sleep_until_woken(me)
                 now = clock()
                 continue
@@ -215,6 +219,9 @@ class HandlerPool:
             record = vp.head
             assert record is not None
             queues = vp.queues
+            if queues is not known:  # seldom: a fetched chunk is of one partition
+                known, tally = queues, self.tally(queues.topic)
+                processing = tally.processing
             offset = record.offset
             if queues.start_below is not ANY_OFFSET and offset >= queues.start_below:
                 queues.hold(vp)
@@ -229,7 +236,10 @@ class HandlerPool:
             attempt = queues.attempts.get(offset, 0) + 1 if queues.attempts else 1
             verdict, error = success, None
             try:
-                result = await invoke(queues.topic, queues.number, record, attempt, queues.generation)
+                if of_value is None or (value := record.value) is None:
+                    result = await invoke(queues.topic, queues.number, record, attempt, queues.generation)
+                else:
+                    result = await of_value(value)
                 if judged:
                     verdict, error = result.verdict, result.error
                     if me.cancel_reason is not None and verdict is Verdict.FAILED:
@@ -244,21 +254,16 @@ class HandlerPool:
                     if interrupted.worker_ends:
                         raise asyncio.CancelledError from None
                     await self._absorb_cancellation(me, task)
-                    if self._has_changed(home):
+                    if self._has_changed(context, home):
                         self.retired += 1
                         return
                     now = clock()
                     continue
             started, now = now, clock()
             me.vp = me.record = None
-            tally = tallies.get(queues.topic) or self.tally(queues.topic)
-            processing, seconds = tally.processing, now - started
-            bucket = frexp(seconds)[1] + BUCKETS_BELOW_SECOND
-            if 0 < bucket < LAST_BUCKET:
-                processing.counts[bucket] += 1
-                processing.total += seconds
-            else:
-                processing.add(seconds)
+            seconds = now - started
+            processing.counts[bisect_left(HISTOGRAM_BOUNDS, seconds)] += 1
+            processing.total += seconds
             is_free = gate is not None and self.verdicts.judge(me, vp, offset, verdict, error)
             if verdict is not success:
                 self.verdicts.settle(vp, record, attempt, verdict, error, tally, is_free=is_free)
@@ -283,7 +288,7 @@ class HandlerPool:
                 await self._absorb_cancellation(me, task)
                 now = clock()
             try:
-                has_changed = copy_context() != home
+                has_changed = context != home
             except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
                 has_changed = True
             if has_changed:
@@ -294,10 +299,10 @@ class HandlerPool:
                 now = clock()
 
     @staticmethod
-    def _has_changed(home: contextvars.Context) -> bool:
+    def _has_changed(context: contextvars.Context, home: contextvars.Context) -> bool:
         """True when a handler left a context variable behind (a comparison that raises counts)."""
         try:
-            return contextvars.copy_context() != home
+            return context != home
         except Exception:  # noqa: BLE001 - a user's value may refuse to be compared
             return True
 

@@ -11,7 +11,7 @@ from asyncpar.errors import DecodeError, HandlerError, HandlerFailedError, Skip,
 from asyncpar.executors.invoke import invocation
 from asyncpar.executors.threads import ThreadExecutor
 from asyncpar.middleware import Call, CallNext
-from asyncpar.records import Outcome, RawRecord, Verdict
+from asyncpar.records import Outcome, RawRecord, Record, Verdict
 from asyncpar.signatures import plan_call
 from asyncpar.topics import specs_of, topic
 from tests.runtime.fakes import FakeRecord
@@ -25,8 +25,12 @@ def invoke(
     executor = ThreadExecutor("test", 1) if threads else None
     call = invocation(plan_call(spec, group="g"), None, middlewares, executor)
 
+    of_value = getattr(call.invoke, "of_value", None)
+
     async def run() -> Any:
         try:
+            if of_value is not None and record.value is not None:
+                return await of_value(record.value)
             return await call.invoke("t", 0, record, 1, 1)
         finally:
             if executor is not None:
@@ -50,6 +54,41 @@ def test_raw_bytes_reach_the_handler_as_they_are() -> None:
     assert seen == [b"x", None]
     with pytest.raises(TombstoneError):
         invoke(handle, FakeRecord(0, value=None))
+
+
+@pytest.mark.parametrize("options", [{}, {"tombstones": "skip"}], ids=str)
+def test_a_worker_may_call_what_takes_the_value_alone(options: dict[str, Any]) -> None:
+    """It is told of the function itself."""
+
+    async def handle(value: bytes) -> None: ...
+
+    call = invocation(plan_call(specs_of(topic("t", **options)(handle))[0], group="g"), None, (), None)
+    assert getattr(call.invoke, "of_value", None) is handle
+
+
+@pytest.mark.parametrize("how", ["typed", "with the record", "middleware", "task per record", "thread"])
+def test_whatever_stands_around_a_handler_is_not_passed_by(how: str) -> None:
+    """Decoding, other arguments, middlewares, a task or a thread of its own: a worker goes through them."""
+
+    async def handle(value: bytes) -> None: ...
+
+    async def typed(value: int) -> None: ...
+
+    async def recorded(value: bytes, record: Record) -> None: ...
+
+    def plain(value: bytes) -> None: ...
+
+    async def around(call: Call, call_next: CallNext) -> Outcome:
+        return await call_next(call)
+
+    function: Any = {"typed": typed, "with the record": recorded, "thread": plain}.get(how, handle)
+    spec = specs_of(topic("t", task_per_record=how == "task per record")(function))[0]
+    threads = ThreadExecutor("test", 1) if how == "thread" else None
+    middlewares = (around,) if how == "middleware" else ()
+    call = invocation(plan_call(spec, group="g"), None, middlewares, threads)
+    assert getattr(call.invoke, "of_value", None) is None
+    if threads is not None:
+        threads.close()
 
 
 def test_tombstones_are_skipped_where_told_so() -> None:

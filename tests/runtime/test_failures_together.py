@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -88,7 +89,8 @@ async def test_a_row_of_failures_is_given_back_however_long_it_lasted() -> None:
     state = GroupState("g", config(), Clock(monotonic=lambda: now), lambda: 0.0)
     pool = HandlerPool(handler(down, admissions=Admissions(breaker(window_ms=60))), state)
     queues = Queues(T0, 1, OffsetTracker(0), pool.queue)
-    vp, worker, gate = VirtualPartition(queues, b"x", FakeRecord(0, b"x")), Worker(), pool.gate
+    vp, gate = VirtualPartition(queues, b"x", FakeRecord(0, b"x")), pool.gate
+    worker = Worker(time.monotonic, copy_context())
     assert gate is not None
     assert gate.breaker is not None
     for made in range(1, 6):

@@ -12,7 +12,7 @@ import pytest
 from asyncpar.core.assignment import State
 from asyncpar.core.failures import FailureRules
 from asyncpar.records import Committed, Outcome, RawRecord, TopicPartition, Verdict
-from tests.runtime.fakes import FakeConsumer, Running, handler, limits, log, until
+from tests.runtime.fakes import FakeConsumer, FakeRecord, Running, handler, limits, log, until
 
 T0 = TopicPartition("t", 0)
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
@@ -69,6 +69,25 @@ async def test_a_context_whose_comparison_raises_retires_the_worker() -> None:
         await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
         assert run.runtime.state.pools[0].retired == 2
         await run.stop()
+
+
+async def test_what_takes_the_value_alone_is_called_with_it() -> None:
+    """By the worker itself; a record without a value goes the whole way, which knows what that means."""
+    consumer = FakeConsumer({T0: [FakeRecord(0, value=b"x"), FakeRecord(1, value=None)]})
+    seen: list[object] = []
+
+    async def of_value(value: bytes) -> None:
+        seen.append(value)
+
+    async def in_full(record: RawRecord) -> None:
+        seen.append(record.offset)
+
+    one = handler(in_full)
+    one.invoke.of_value = of_value  # type: ignore[attr-defined]
+    async with Running(consumer, one) as run:
+        await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
+        await run.stop()
+    assert seen == [b"x", 1]
 
 
 async def test_a_handler_that_cancels_its_own_task_fails_once_and_hurts_no_other() -> None:
