@@ -24,6 +24,8 @@ from typing import TypeAlias
 
 from confluent_kafka import KafkaException
 
+from asyncpar import App
+from asyncpar.cli.collection import tuned_collection
 from benchmarks.choice import chosen, prepared
 from benchmarks.load import PARTITIONS, Load, produce
 from benchmarks.report import broker, environment, exit_code, plain, settings, show, summary, title, told
@@ -105,6 +107,12 @@ class Row:
 def quiet() -> None:
     """What every contender does first: nothing below ERROR is logged."""
     logging.basicConfig(level=logging.ERROR)
+
+
+async def run_as_command(app: App, *, drain_and_exit: bool = True) -> None:
+    """As `asyncpar run` runs it: with the garbage collector tuned once it has started (`tune_gc`)."""
+    with tuned_collection() as tune:
+        await app.run(drain_and_exit=drain_and_exit, on_started=tune)
 
 
 def one_run(contender: Contender, task: Task) -> Run:

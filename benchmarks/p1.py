@@ -25,8 +25,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from asyncpar import App  # noqa: E402 - likewise
 from asyncpar.cli.collection import tuned_collection  # noqa: E402 - likewise
 from benchmarks import rivals_run  # noqa: E402 - likewise
 from benchmarks.course import at_least  # noqa: E402 - likewise
-from benchmarks.harness import Results, Row, Run, Task, conduct, quiet  # noqa: E402 - likewise
+from benchmarks.harness import Results, Row, Run, Task, conduct, quiet, run_as_command  # noqa: E402 - likewise
 from benchmarks.load import PARTITIONS, Load, check  # noqa: E402 - likewise
 from benchmarks.sleepers import shares  # noqa: E402 - likewise
 from benchmarks.work import NO_OP  # noqa: E402 - likewise
@@ -62,21 +61,17 @@ RIVALS = {
 """And how many times faster asyncpar is to be."""
 
 
-@contextmanager
-def collection(is_tuned: bool) -> Iterator[Callable[[], None]]:
-    """Yields what to call once all has started: it tunes the collector as `asyncpar run` does, or not."""
-    if not is_tuned:
-        yield lambda: None
-        return
-    with tuned_collection() as tune:
-        yield tune
-
-
-def run_raw(task: Task, *, is_tuned: bool = False) -> Run:
+def run_raw(task: Task) -> Run:
     """The bare loop: fetch, count, commit each second."""
     quiet()
-    with collection(is_tuned) as on_started:
-        return asyncio.run(_raw(task, on_started))
+    return asyncio.run(_raw(task, lambda: None))
+
+
+def run_raw_tuned(task: Task) -> Run:
+    """The same, with the garbage collector as `asyncpar run` has it."""
+    quiet()
+    with tuned_collection() as tune:
+        return asyncio.run(_raw(task, tune))
 
 
 async def _raw(task: Task, on_started: Callable[[], None]) -> Run:
@@ -150,17 +145,14 @@ def run_asyncpar(task: Task, *, is_tuned: bool = True, client_records: bool = Fa
     """asyncpar with its defaults, and a handler that does nothing but keep the value for the check."""
     quiet()
     began = time.perf_counter()
-    with collection(is_tuned) as on_started:
-        seen, stamps = asyncio.run(_asyncpar(task, client_records, on_started))
+    seen, stamps = asyncio.run(_asyncpar(task, is_tuned, client_records))
     total = time.perf_counter() - began
     run = Run(len(seen), stamps[-1] - stamps[0] if len(stamps) > 1 else 0.0, total)
     run.duplicates, run.faults = check(seen, task.per_key)
     return run
 
 
-async def _asyncpar(
-    task: Task, client_records: bool, on_started: Callable[[], None]
-) -> tuple[list[bytes], list[float]]:
+async def _asyncpar(task: Task, is_tuned: bool, client_records: bool) -> tuple[list[bytes], list[float]]:
     app = App(group=task.group, bootstrap_servers=task.bootstrap, http_port=0, client_records=client_records)
     seen: list[bytes] = []
     stamps: list[float] = []
@@ -174,7 +166,7 @@ async def _asyncpar(
         if count() in stamped:
             stamps.append(now())
 
-    await app.run(drain_and_exit=True, on_started=on_started)
+    await (run_as_command(app) if is_tuned else app.run(drain_and_exit=True))
     return seen, stamps
 
 
@@ -186,7 +178,7 @@ def rows(records: int) -> list[Row]:
             load=Load(records, KEYS),
             contenders={
                 RAW: run_raw,
-                RAW_TUNED: partial(run_raw, is_tuned=True),
+                RAW_TUNED: run_raw_tuned,
                 FOR: run_for,
                 OURS: run_asyncpar,
                 EMBEDDED: partial(run_asyncpar, is_tuned=False),

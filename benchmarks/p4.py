@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.harness import Results, Row, Run, Task, conduct, quiet  # noqa: E402 - after the path
+from benchmarks.harness import Results, Row, Run, Task, conduct, quiet, run_as_command  # noqa: E402 - after the path
 from benchmarks.load import PLACE_BYTES, Load, check, place  # noqa: E402 - likewise
 
 RECORDS = 100_000
@@ -195,7 +195,7 @@ async def _asyncpar(task: Task, failing: Collection[bytes]) -> Seen:
         seen.values.append(value)
         seen.ended = ended
 
-    await app.run(drain_and_exit=True)
+    await run_as_command(app)
     return seen
 
 

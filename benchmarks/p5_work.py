@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from aiokafka import AIOKafkaConsumer
 from confluent_kafka import KafkaError, Message, Producer
 
-from benchmarks.harness import Run, Task, quiet
+from benchmarks.harness import Run, Task, quiet, run_as_command
 from benchmarks.load import VALUE_BYTES, Load, check, place
 from benchmarks.work import PLACE_BYTES
 from tests import kafka_tools
@@ -177,7 +177,7 @@ async def _asyncpar(task: Task, options: Mapping[str, int]) -> _Seen:
         if len(seen.values) == task.records:
             app.stop()
 
-    await app.run()
+    await run_as_command(app, drain_and_exit=False)
     return seen
 
 

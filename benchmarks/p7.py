@@ -60,6 +60,7 @@ from benchmarks.harness import (  # noqa: E402 - likewise
     Task,
     conduct,
     quiet,
+    run_as_command,
 )
 from benchmarks.load import Load, judge  # noqa: E402 - likewise
 from benchmarks.rivals_run import PYRALLEL_CONSUMER  # noqa: E402 - likewise
@@ -114,8 +115,7 @@ def _asyncpar(task: Task) -> None:
 
     app = App(group=task.group, bootstrap_servers=task.bootstrap, http_port=0, worker_pool_size=WORKERS)
     app.topic(task.topic, name="p7", executor="process")(p7_work.handle)
-    with p1.collection(True) as on_started:
-        asyncio.run(app.run(drain_and_exit=True, on_started=on_started))
+    asyncio.run(run_as_command(app))
 
 
 # -- plain loops ---------------------------------------------------------------------------------

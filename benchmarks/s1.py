@@ -45,7 +45,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: E402 - after the 
 from asyncpar import App, Record, Retry, headers  # noqa: E402 - likewise
 from asyncpar.settings import usable_cores  # noqa: E402 - likewise
 from benchmarks import p4, p7, p7_work  # noqa: E402 - likewise
-from benchmarks.harness import Contender, Results, Row, Run, Task, conduct, quiet  # noqa: E402 - likewise
+from benchmarks.harness import Contender, Results, Row, Run, Task, conduct, quiet, run_as_command  # noqa: E402 - likewise
 from benchmarks.load import Load, check  # noqa: E402 - likewise
 from benchmarks.report import ratios_of  # noqa: E402 - likewise
 from benchmarks.sleepers import STOCK, asyncpar, floor  # noqa: E402 - likewise
@@ -102,7 +102,7 @@ def _process(workers: int, batch: int, task: Task) -> None:
     sizes = {"process_batch_size": batch, "process_queue_size": PROCESS_QUEUE}
     app = _app(task, worker_pool_size=workers, **sizes)
     app.topic(task.topic, name="p7", executor="process")(p7_work.handle)
-    asyncio.run(app.run(drain_and_exit=True))
+    asyncio.run(run_as_command(app))
 
 
 def run_letters(is_failing: bool, task: Task) -> Run:
@@ -152,7 +152,7 @@ def _app(task: Task, **settings: object) -> App:
 def _judged(app: App, task: Task, seen: list[bytes], stamps: list[float]) -> LetterRun:
     """To the end of the topic, each record once, in order of its key. `stamps`: first begin, last end."""
     began = time.perf_counter()
-    asyncio.run(app.run(drain_and_exit=True))
+    asyncio.run(run_as_command(app))
     total = time.perf_counter() - began
     run = LetterRun(len(seen), stamps[-1] - stamps[0] if len(stamps) > 1 else 0.0, total)
     run.duplicates, run.faults = check(seen, task.per_key)

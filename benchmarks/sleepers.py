@@ -17,8 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from asyncpar import App
+from asyncpar.cli.collection import tuned_collection
 from benchmarks.choice import LeftOut
-from benchmarks.harness import Contender, Results, Run, Task, quiet
+from benchmarks.harness import Contender, Results, Run, Task, quiet, run_as_command
 from benchmarks.load import Load, judge
 from benchmarks.report import ratios_of
 from benchmarks.work import PLACE_BYTES, SLEEP, SLEEP_END, Handler, entries, handler, writer
@@ -50,13 +52,11 @@ def floor(loop: str, load: Load, slots: int) -> Contender:
 
 def _run_asyncpar(loop: str, settings: Mapping[str, int], slots: int | None, task: Task) -> Run:
     async def read(run: Handler) -> None:
-        from asyncpar import App
-
         app = App(group=task.group, bootstrap_servers=task.bootstrap, http_port=0, **settings)
         options = {} if slots is None else {"concurrency": slots}
 
         app.topic(task.topic, **options)(run)
-        await app.run(drain_and_exit=True)
+        await run_as_command(app)
 
     return measured(loop, read, task)
 
@@ -70,7 +70,9 @@ def _run_floor(loop: str, load: Load, slots: int, task: Task) -> Run:
                 for value in values:
                     await run(value)
 
-        await asyncio.gather(*(slot() for _ in range(min(slots, load.keys))))
+        with tuned_collection() as tune:  # as asyncpar has it
+            tune()
+            await asyncio.gather(*(slot() for _ in range(min(slots, load.keys))))
 
     run = measured(loop, read, task)
     run.has_group = False

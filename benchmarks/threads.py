@@ -41,7 +41,7 @@ if str(ROOT) not in sys.path:  # run as a script
 
 from aiokafka import AIOKafkaConsumer  # noqa: E402 - after the path
 
-from benchmarks.harness import Row, Run, Task, conduct, quiet  # noqa: E402 - likewise
+from benchmarks.harness import Row, Run, Task, conduct, quiet, run_as_command  # noqa: E402 - likewise
 from benchmarks.load import Load, judge  # noqa: E402 - likewise
 from benchmarks.work import PLACE_BYTES, Entry  # noqa: E402 - likewise
 
@@ -103,7 +103,7 @@ def _asyncpar(task: Task, work: Work) -> None:
     def handle(value: bytes) -> None:
         work(value)
 
-    asyncio.run(app.run(drain_and_exit=True))
+    asyncio.run(run_as_command(app))
 
 
 def run_pool(seconds: float, task: Task) -> Run:
