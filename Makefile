@@ -10,6 +10,7 @@ FAULTS ?= 1000
 TIMES ?= 50
 MINUTES ?= 30
 WORKLOAD ?= p1
+ARGS ?=
 PROCESSES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -33,8 +34,9 @@ $(STAMP): requirements-dev.lock pyproject.toml
 demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker needed
 	@$(BIN)/asyncpar demo --seconds $(SECONDS_OF_DEMO)
 
-bench: $(STAMP)  ## measure this machine (WORKLOAD=p1 to p11, s1, s2); every figure with what it was measured on
-	@$(BIN)/python benchmarks/$(WORKLOAD).py
+bench: $(STAMP)  ## measure this machine (WORKLOAD=p1, all, ..., ARGS="--rounds 5"); each figure with its settings
+	@test -f benchmarks/$(WORKLOAD).py || { echo "no workload $(WORKLOAD): see the table in benchmarks/README.md" >&2; exit 2; }
+	@$(BIN)/python benchmarks/$(WORKLOAD).py $(ARGS)
 
 results: $(STAMP)  ## keep the JSON of `make bench WORKLOAD=all` in the repository, and write the page of it
 	@$(BIN)/python -m benchmarks.page build/benchmarks/*.json

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from asyncpar import App
 from asyncpar.cli.collection import tuned_collection
@@ -33,6 +34,7 @@ from tests import kafka_tools
 from tests.kafka_broker import KafkaBroker
 
 RUN_TIMEOUT_SECONDS = 300.0
+_ANSWER_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,15 @@ async def _positions(task: Task) -> tuple[dict[int, int], dict[int, int]]:
 
 @contextmanager
 def broker_at(address: str | None) -> Iterator[str]:
-    """The broker's address: the one given, or that of a node of our own for as long as this lasts."""
+    """The broker's address: the one given, or that of a node of our own for as long as this lasts.
+
+    SystemExit when there is none at the one given.
+    """
     if address:
+        try:
+            AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=_ANSWER_SECONDS)
+        except KafkaException as error:
+            raise SystemExit(f"no Kafka answers at {address}: {error.args[0].str()}") from None
         yield address
         return
     node = KafkaBroker()

@@ -22,6 +22,10 @@ from asyncpar.runtime.workers import HandlerPool
 _TICK_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _STALL_SECONDS = 60.0
+_LATE_SECONDS = 1.0
+"""A loop that is later than this is worth a line in the log."""
+_QUIET_SECONDS = 60.0
+"""Between two such lines, at least."""
 
 
 class Watchdog:
@@ -36,6 +40,7 @@ class Watchdog:
         self._dead = dead
         self.loop_lag_seconds = 0.0
         """How much later than asked the last tick came."""
+        self._next_late_line = float("-inf")
         self.blocked: dict[TopicPartition, int] = {}
         """Partitions blocked for longer than `max_blocking_duration_ms`, and their offset."""
         self.idle_blocks: dict[TopicPartition, int] = {}
@@ -53,6 +58,15 @@ class Watchdog:
             await asyncio.sleep(_TICK_SECONDS)
             now = clock()
             self.loop_lag_seconds = max(0.0, now - asked_at - _TICK_SECONDS)
+            if self.loop_lag_seconds > _LATE_SECONDS and now >= self._next_late_line:
+                self._next_late_line = now + _QUIET_SECONDS
+                self._state.log.warning(
+                    "group %s: the event loop stood still for %.1f s, heartbeats included: unless the "
+                    "process was stopped, an async handler blocks it. As a plain def a handler runs in a "
+                    'thread, with executor="process" in a process of its own',
+                    self._state.group,
+                    self.loop_lag_seconds,
+                )
             if now > self._state.lease_until or self._state.lease_closed:
                 self._state.renew_lease(now)
             if now < next_look:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from benchmarks import all as all_workloads
-from benchmarks import course
+from benchmarks import course, harness
 from benchmarks.course import Course, Measured
 
 
@@ -118,3 +119,11 @@ def test_a_workload_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(all_workloads, "MOST_SECONDS", 0.2)
     (tmp_path / "hangs.py").write_text("import time; time.sleep(60)\n")
     assert all_workloads.run_all(["hangs"], tmp_path, 1, None, tmp_path) == 1
+
+
+def test_a_broker_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is measured."""
+    monkeypatch.setattr(harness, "AdminClient", AdminClient)
+    monkeypatch.setattr(harness, "_ANSWER_SECONDS", 0.2)
+    with pytest.raises(SystemExit, match="no Kafka answers at 127.0.0.1:9"), harness.broker_at("127.0.0.1:9"):
+        raise AssertionError

@@ -83,6 +83,27 @@ async def test_a_gate_that_the_metadata_closed_opens_while_a_commit_waits(
         await run.stop()
 
 
+async def test_a_loop_that_stood_still_is_warned_of_and_not_at_once_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what to do about it; the next minute is quiet."""
+    monkeypatch.setattr(watchdog, "_LATE_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "_TICK_SECONDS", 0.005)
+    consumer = FakeConsumer(log("t", "a", "b", "c"))
+
+    async def handle(record: RawRecord) -> None:
+        await asyncio.sleep(0.01)  # the watchdog waits for its tick by then
+        time.sleep(0.1)  # noqa: ASYNC251 - that is the point
+
+    async with Running(consumer, handler(handle, concurrency=1)) as run:
+        await until(lambda: consumer.stored.get(T0) == Committed(3, ""))
+        await run.stop()
+    lines = [one.getMessage() for one in caplog.records if "stood still" in one.getMessage()]
+    assert len(lines) == 1
+    assert "group g: the event loop stood still for 0." in lines[0]
+    assert 'executor="process"' in lines[0]
+
+
 async def test_a_blocked_offset_is_warned_of_once_and_turns_readiness_red(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
