@@ -264,6 +264,11 @@ class ServiceSettings(Section):
         "`asyncpar run` takes what the program has loaded at its start out of garbage collection, and "
         "collects less often. Off, Python's own rules stay. An app that is embedded never touches them.",
     )
+    event_loop: Literal["asyncio", "uvloop"] = knob(
+        "asyncio",
+        "The event loop of `asyncpar run`. `uvloop` is the package of that name (`asyncpar[uvloop]`), which "
+        "takes less time where many handlers wait. An app that is embedded runs on its program's loop.",
+    )
     profile: Profile | None = knob(
         None, "A set of other defaults; every source of settings wins over it.", unset="the defaults here"
     )

@@ -87,8 +87,9 @@ class Row:
     `target` is what the subject's rate is to be, at least, as a share of the baseline's; None: no target.
     `settings` are printed with every figure. `figures` takes the results, those of the subject and the
     baseline among them, and gives more lines for them. A contender in `rivals` may be wrong: that is shown,
-    and does not fail the benchmark. `preparations` make what a contender needs; they return its versions, or
-    raise `LeftOut`.
+    and does not fail the benchmark. In each round all others run `passes` times, in turn: for short runs on
+    an unsteady machine. `preparations` make what a contender needs; they return its versions, or raise
+    `LeftOut`.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Row:
     settings: Mapping[str, object]
     figures: Callable[[Results], dict[str, object]] = lambda results: {}
     rivals: frozenset[str] = frozenset()
+    passes: int = 1
     preparations: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
 
@@ -177,7 +179,7 @@ def broker_at(address: str | None) -> Iterator[str]:
 
 
 def measure(bootstrap: str, row: Row, rounds: int) -> Results:
-    """All contenders in each round, one after the other, the first one in turn."""
+    """All contenders in each round, one after the other, the first one in turn; see `Row.passes`."""
     topic = f"{row.name}-{uuid.uuid4().hex[:8]}"
     width = max(map(len, row.contenders)) + 2
     kafka_tools.create_topic_now(bootstrap, topic, row.load.partitions)
@@ -186,14 +188,16 @@ def measure(bootstrap: str, row: Row, rounds: int) -> Results:
         # A new broker makes its topic of commits when first asked for one: not in the first contender's time.
         asyncio.run(kafka_tools.committed(bootstrap, topic, topic))
         results: dict[str, list[Run]] = {name: [] for name in row.contenders}
-        for number in range(rounds):
+        for number in range(rounds * row.passes):
             names = list(row.contenders) if number % 2 == 0 else list(reversed(row.contenders))
             for name in names:
+                if name in row.rivals and number % row.passes:
+                    continue
                 group = f"{topic}-{name.replace(' ', '-')}-{number}"
                 task = Task(bootstrap, topic, group, row.load.records, row.load.per_key, row.load.partitions)
                 run = one_run(row.contenders[name], task)
                 results[name].append(run)
-                print(f"round {number + 1} {name:<{width}} {told(run)}", flush=True)
+                print(f"round {1 + number // row.passes} {name:<{width}} {told(run)}", flush=True)
         return results
     finally:
         kafka_tools.delete_topics_now(bootstrap, [topic])

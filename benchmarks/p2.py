@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +34,7 @@ if str(ROOT) not in sys.path:  # run as a script
 from benchmarks import rivals_run, sleepers  # noqa: E402 - after the path
 from benchmarks.harness import Results, Row, conduct  # noqa: E402 - likewise
 from benchmarks.load import Load  # noqa: E402 - likewise
-from benchmarks.sleepers import STOCK, UVLOOP  # noqa: E402 - likewise
-from benchmarks.work import SLEEP  # noqa: E402 - likewise
+from benchmarks.sleepers import OURS, STOCK  # noqa: E402 - likewise
 
 RECORDS = 25_000
 KEYS = 1_000
@@ -42,8 +42,7 @@ CONCURRENCY = 1_000
 DEFAULT_CONCURRENCY = 100
 SLEEPS_MS = {10: 0.90, 35: 0.97, 50: 0.97, 100: 0.97}
 """And which share of the floor asyncpar is to reach."""
-OURS, DEFAULTS, ON_UVLOOP = "asyncpar", "asyncpar defaults", "asyncpar uvloop"
-FLOOR, FLOOR_UVLOOP = "floor", "floor uvloop"
+DEFAULTS = "asyncpar defaults"
 RIVALS = dict.fromkeys(
     (
         rivals_run.ACK_FIRST,
@@ -65,44 +64,31 @@ def rows(records: int) -> list[Row]:
 
 def _row(sleep_ms: int, target: float, records: int) -> Row:
     load = Load(records, KEYS, sleep_us=(1000 * sleep_ms, 1000 * sleep_ms))
-    settings = {"max_in_flight": RECORDS}
-    return Row(
-        name=f"{sleep_ms}ms",
-        load=load,
-        contenders={
-            FLOOR: sleepers.floor(STOCK, load, CONCURRENCY),
-            OURS: sleepers.asyncpar(STOCK, settings, CONCURRENCY),
-            DEFAULTS: sleepers.asyncpar(STOCK, {}, None),
-            FLOOR_UVLOOP: sleepers.floor(UVLOOP, load, CONCURRENCY),
-            ON_UVLOOP: sleepers.asyncpar(UVLOOP, settings, CONCURRENCY),
-            **rivals_run.contenders(RIVALS, SLEEP),
-        },
-        subject=OURS,
-        baseline=FLOOR,
-        target=target,
-        settings={
-            "delivery": "at least once, asyncpar's defaults",
-            "handler": f"asyncio.sleep({sleep_ms / 1000:.3f})",
-            OURS: f"concurrency={CONCURRENCY}, max_in_flight={RECORDS}, else defaults",
-            DEFAULTS: f"defaults: concurrency={DEFAULT_CONCURRENCY}",
-            FLOOR: "one plain coroutine per key, without Kafka",
-            **rivals_run.told(RIVALS),
-        },
-        figures=partial(_figures, load),
-        rivals=rivals_run.names(RIVALS),
-        preparations=rivals_run.preparations(RIVALS)
-        | dict.fromkeys((FLOOR_UVLOOP, ON_UVLOOP), sleepers.uvloop_version),
+    row = sleepers.row(
+        f"{sleep_ms}ms",
+        load,
+        CONCURRENCY,
+        RIVALS,
+        lambda loop: sleepers.asyncpar(loop, {"max_in_flight": RECORDS}, CONCURRENCY),
+        {DEFAULTS: sleepers.asyncpar(STOCK, {}, None)},
     )
+    settings = {
+        "handler": f"asyncio.sleep({sleep_ms / 1000:.3f})",
+        OURS: f"concurrency={CONCURRENCY}, max_in_flight={RECORDS}, else defaults",
+        DEFAULTS: f"defaults: concurrency={DEFAULT_CONCURRENCY}",
+    }
+    return replace(row, target=target, settings={**settings, **row.settings}, figures=partial(_figures, load))
 
 
 def _figures(load: Load, results: Results) -> dict[str, object]:
+    possible = sleepers.possible(load, CONCURRENCY)
     return {
-        "share_of_floor": sleepers.shares({OURS: FLOOR, ON_UVLOOP: FLOOR_UVLOOP}, results),
+        "share_of_floor": sleepers.shares_of_floors(results),
         "possible_per_second": {
-            OURS: round(sleepers.possible(load, CONCURRENCY)),
+            OURS: round(possible),
             DEFAULTS: round(sleepers.possible(load, DEFAULT_CONCURRENCY)),
         },
-        "times_rivals": rivals_run.times(OURS, RIVALS, results, sleepers.possible(load, CONCURRENCY)),
+        "times_rivals": rivals_run.times(OURS, RIVALS, results, possible),
     }
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,9 +32,7 @@ if str(ROOT) not in sys.path:  # run as a script
 from benchmarks import rivals_run, sleepers  # noqa: E402 - after the path
 from benchmarks.harness import Results, Row, conduct  # noqa: E402 - likewise
 from benchmarks.load import Load  # noqa: E402 - likewise
-from benchmarks.p2 import FLOOR, FLOOR_UVLOOP, ON_UVLOOP, OURS  # noqa: E402 - likewise
-from benchmarks.sleepers import STOCK, UVLOOP  # noqa: E402 - likewise
-from benchmarks.work import SLEEP  # noqa: E402 - likewise
+from benchmarks.sleepers import OURS  # noqa: E402 - likewise
 
 RECORDS = 10_000
 KEYS = (1, 10, 100, 1_000, 10_000)
@@ -52,44 +51,31 @@ def rows(records: int) -> list[Row]:
 
 def _row(keys: int, records: int) -> Row:
     load = Load(records, keys, partitions=1, sleep_us=(0, LONGEST_US))
-    return Row(
-        name=f"{keys}keys",
-        load=load,
-        contenders={
-            FLOOR: sleepers.floor(STOCK, load, CONCURRENCY),
-            OURS: sleepers.asyncpar(STOCK, {}, CONCURRENCY),
-            FLOOR_UVLOOP: sleepers.floor(UVLOOP, load, CONCURRENCY),
-            ON_UVLOOP: sleepers.asyncpar(UVLOOP, {}, CONCURRENCY),
-            **rivals_run.contenders(RIVALS, SLEEP),
-        },
-        subject=OURS,
-        baseline=FLOOR,
+    row = sleepers.row(
+        f"{keys}keys", load, CONCURRENCY, RIVALS, lambda loop: sleepers.asyncpar(loop, {}, CONCURRENCY)
+    )
+    settings = {
+        "handler": f"asyncio.sleep of 0 to {LONGEST_US / 1000:.0f} ms, drawn for each record",
+        OURS: f"concurrency={CONCURRENCY} (the default), else defaults",
+    }
+    return replace(
+        row,
         target=round(1 / TIMES_THE_FLOOR, 3) if keys >= FEWEST_KEYS else None,
-        settings={
-            "delivery": "at least once, asyncpar's defaults",
-            "handler": f"asyncio.sleep of 0 to {LONGEST_US / 1000:.0f} ms, drawn for each record",
-            OURS: f"concurrency={CONCURRENCY} (the default), else defaults",
-            FLOOR: f"one plain coroutine per key, {CONCURRENCY} at a time, without Kafka",
-            **rivals_run.told(RIVALS),
-        },
+        settings={**settings, **row.settings},
         figures=partial(_figures, load),
-        rivals=rivals_run.names(RIVALS),
-        preparations=rivals_run.preparations(RIVALS)
-        | dict.fromkeys((FLOOR_UVLOOP, ON_UVLOOP), sleepers.uvloop_version),
     )
 
 
 def _figures(load: Load, results: Results) -> dict[str, object]:
-    shares = sleepers.shares({OURS: FLOOR, ON_UVLOOP: FLOOR_UVLOOP}, results)
+    possible = sleepers.possible(load, CONCURRENCY)
+    seconds = {name: statistics.median(run.seconds for run in runs) for name, runs in results.items()}
     return {
-        "seconds": {
-            name: round(statistics.median(run.seconds for run in runs), 3) for name, runs in results.items()
+        "seconds": {name: round(one, 3) for name, one in seconds.items()},
+        "times_the_floor": {
+            name: round(1 / share, 3) for name, share in sleepers.shares_of_floors(results).items() if share
         },
-        "times_the_floor": {name: round(1 / share, 3) for name, share in shares.items() if share},
-        "possible_seconds": round(load.records / sleepers.possible(load, CONCURRENCY), 3),
-        "times_rivals": rivals_run.times(
-            OURS, dict.fromkeys(RIVALS), results, sleepers.possible(load, CONCURRENCY)
-        ),
+        "possible_seconds": round(load.records / possible, 3),
+        "times_rivals": rivals_run.times(OURS, dict.fromkeys(RIVALS), results, possible),
     }
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks.report import ratios_of
+
 Found: TypeAlias = Mapping[str, Any]
 """The JSON of a workload, or a part of it."""
 
@@ -118,7 +120,7 @@ def _rates(part: Part, name: str) -> list[float]:
 
 
 def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    return [mine / yours for mine, yours in zip(ours, theirs, strict=False) if yours]
+    return ratios_of(ours, theirs) if all(theirs) else []
 
 
 def _baseline(part: Part, name: str) -> str | None:

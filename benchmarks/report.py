@@ -70,6 +70,7 @@ def settings(row: Row, rounds: int) -> dict[str, object]:
     return {
         "records": row.load.records,
         "rounds": rounds,
+        **({"runs in each round": f"{row.passes}; of rivals 1"} if row.passes > 1 else {}),
         "partitions": row.load.partitions,
         "keys": _keys(row.load),
         "value_bytes": VALUE_BYTES,
@@ -110,7 +111,9 @@ def _ratio(row: Row, rates: Mapping[str, Sequence[float]]) -> dict[str, object]:
 
 
 def ratios_of(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round; 0.0 where there is nothing to compare with."""
+    """Run by run, or of the medians where one ran more often; 0.0 where there is nothing to compare with."""
+    if len(ours) != len(theirs):
+        ours, theirs = [statistics.median(ours)], [statistics.median(theirs)]
     return [mine / yours if yours else 0.0 for mine, yours in zip(ours, theirs, strict=True)]
 
 

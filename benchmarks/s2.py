@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +32,9 @@ if str(ROOT) not in sys.path:  # run as a script
 from benchmarks import p2, rivals_run, sleepers  # noqa: E402 - after the path
 from benchmarks.harness import Results, Row, Run, Task, conduct  # noqa: E402 - likewise
 from benchmarks.load import Load  # noqa: E402 - likewise
-from benchmarks.p2 import FLOOR, FLOOR_UVLOOP, ON_UVLOOP, OURS  # noqa: E402 - likewise
 from benchmarks.p7 import MAX_RECORDS, read_all  # noqa: E402 - likewise
-from benchmarks.sleepers import STOCK, UVLOOP  # noqa: E402 - likewise
-from benchmarks.work import SLEEP, Handler  # noqa: E402 - likewise
+from benchmarks.sleepers import OURS, STOCK  # noqa: E402 - likewise
+from benchmarks.work import Handler  # noqa: E402 - likewise
 
 RECORDS = 2_000
 KEYS = 100
@@ -62,44 +62,29 @@ def run_loop(task: Task) -> Run:
 def rows(records: int) -> list[Row]:
     """The one row, with `records` records."""
     load = Load(records, KEYS, partitions=PARTITIONS, sleep_us=(SLEEP_US, SLEEP_US))
-    return [
-        Row(
-            name="s2",
-            load=load,
-            contenders={
-                FLOOR: sleepers.floor(STOCK, load, CONCURRENCY),
-                OURS: sleepers.asyncpar(STOCK, {}, None),
-                LOOP: run_loop,
-                FLOOR_UVLOOP: sleepers.floor(UVLOOP, load, CONCURRENCY),
-                ON_UVLOOP: sleepers.asyncpar(UVLOOP, {}, None),
-                **rivals_run.contenders(RIVALS, SLEEP),
-            },
-            subject=OURS,
-            baseline=FLOOR,
-            target=TARGET_RATIO,
-            settings={
-                "delivery": "at least once, asyncpar's defaults",
-                "handler": f"asyncio.sleep({SLEEP_US / 1e6:.3f})",
-                OURS: f"defaults: concurrency={CONCURRENCY}",
-                LOOP: f"raw aiokafka, getmany(max_records={MAX_RECORDS}), a commit every second",
-                FLOOR: "one plain coroutine per key, without Kafka",
-                **rivals_run.told(RIVALS),
-            },
-            figures=partial(_figures, load),
-            rivals=rivals_run.names(RIVALS),
-            preparations=rivals_run.preparations(RIVALS)
-            | dict.fromkeys((FLOOR_UVLOOP, ON_UVLOOP), sleepers.uvloop_version),
-        )
-    ]
+    row = sleepers.row(
+        "s2",
+        load,
+        CONCURRENCY,
+        RIVALS,
+        lambda loop: sleepers.asyncpar(loop, {}, None),
+        {LOOP: run_loop},
+    )
+    settings = {
+        "handler": f"asyncio.sleep({SLEEP_US / 1e6:.3f})",
+        OURS: f"defaults: concurrency={CONCURRENCY}",
+        LOOP: f"raw aiokafka, getmany(max_records={MAX_RECORDS}), a commit every second",
+    }
+    figures = partial(_figures, load)
+    return [replace(row, target=TARGET_RATIO, settings={**settings, **row.settings}, figures=figures)]
 
 
 def _figures(load: Load, results: Results) -> dict[str, object]:
+    possible = sleepers.possible(load, CONCURRENCY)
     return {
-        "share_of_floor": sleepers.shares({OURS: FLOOR, ON_UVLOOP: FLOOR_UVLOOP}, results),
-        "possible_per_second": round(sleepers.possible(load, CONCURRENCY)),
-        "times_rivals": rivals_run.times(
-            OURS, dict.fromkeys(RIVALS), results, sleepers.possible(load, CONCURRENCY)
-        ),
+        "share_of_floor": sleepers.shares_of_floors(results),
+        "possible_per_second": round(possible),
+        "times_rivals": rivals_run.times(OURS, dict.fromkeys(RIVALS), results, possible),
     }
 
 

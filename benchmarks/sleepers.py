@@ -1,9 +1,9 @@
 """Contenders whose handler sleeps as long as its record says: asyncpar, and the floor that nobody can beat.
 
-What lives here: both, on either event loop, the arithmetic of what is possible, and figures. What never does:
-loads and targets. Called by `p2.py`, `p3.py` and `s2.py`. Always: the floor runs the same handler over the
-same records on the same kind of loop, without Kafka: a plain coroutine for each key, as many at a time as
-there are slots, the busiest keys first.
+What lives here: both, on either event loop, the row that they and rivals make, the arithmetic of what is
+possible, and figures. What never does: loads and targets. Called by `p2.py`, `p3.py` and `s2.py`. Always: the
+floor runs the same handler over the same records on the same kind of loop, without Kafka: a plain coroutine
+for each key, as many at a time as there are slots, the busiest keys first.
 """
 
 from __future__ import annotations
@@ -19,13 +19,54 @@ from typing import Any
 
 from asyncpar import App
 from asyncpar.cli.collection import tuned_collection
+from benchmarks import rivals_run
 from benchmarks.choice import LeftOut
-from benchmarks.harness import Contender, Results, Run, Task, quiet, run_as_command
+from benchmarks.harness import Contender, Results, Row, Run, Task, quiet, run_as_command
 from benchmarks.load import Load, judge
 from benchmarks.report import ratios_of
 from benchmarks.work import PLACE_BYTES, SLEEP, SLEEP_END, Handler, entries, handler, writer
 
 STOCK, UVLOOP = "stock", "uvloop"
+OURS, ON_UVLOOP = "asyncpar", "asyncpar uvloop"
+FLOOR, FLOOR_UVLOOP = "floor", "floor uvloop"
+_NOTHING_ELSE: Mapping[str, Contender] = {}
+
+
+def row(
+    name: str,
+    load: Load,
+    slots: int,
+    rivals: Iterable[rivals_run.Rival],
+    ours: Callable[[str], Contender],
+    others: Mapping[str, Contender] = _NOTHING_ELSE,
+) -> Row:
+    """asyncpar (`ours` on the loop of that name) and its floor on both loops, `others`, and `rivals`.
+
+    The workload adds its target, what it sets and its figures.
+    """
+    return Row(
+        name=name,
+        load=load,
+        contenders={
+            FLOOR: floor(STOCK, load, slots),
+            OURS: ours(STOCK),
+            **others,
+            FLOOR_UVLOOP: floor(UVLOOP, load, slots),
+            ON_UVLOOP: ours(UVLOOP),
+            **rivals_run.contenders(rivals, SLEEP),
+        },
+        subject=OURS,
+        baseline=FLOOR,
+        target=None,
+        settings={
+            "delivery": "at least once, asyncpar's defaults",
+            FLOOR: f"one plain coroutine per key, {slots} at a time, without Kafka",
+            **rivals_run.told(rivals),
+        },
+        rivals=rivals_run.names(rivals),
+        preparations=rivals_run.preparations(rivals)
+        | dict.fromkeys((FLOOR_UVLOOP, ON_UVLOOP), uvloop_version),
+    )
 
 
 def uvloop_version() -> str:
@@ -123,6 +164,11 @@ def possible(load: Load, slots: int) -> float:
 
 def _seconds(values: Iterable[bytes]) -> Iterable[float]:
     return (int(value[PLACE_BYTES:SLEEP_END]) / 1e6 for value in values)
+
+
+def shares_of_floors(results: Results) -> dict[str, float]:
+    """How near asyncpar came to its floor, on each loop."""
+    return shares({OURS: FLOOR, ON_UVLOOP: FLOOR_UVLOOP}, results)
 
 
 def shares(floors: Mapping[str, str], results: Results) -> dict[str, float]:

@@ -7,12 +7,12 @@ what it found goes to stdout.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from asyncpar.cli import loops
 from asyncpar.cli.ranges import FiniteRange
 from asyncpar.cli.run import live, prepare, run, settings_given
 
@@ -109,6 +109,7 @@ def execute(request: BenchRequest, how: Mapping[str, Any]) -> int:
     loaded = bench_setup.bench_settings(loaded, request)
     app = found.app
     app.configure(loaded)
+    runner = loops.runner(loaded.settings.event_loop)
     groups = app.groups()
     middlewares = app._middlewares  # noqa: SLF001 - an app tells nobody else of them
     bench_setup.check_writes(groups, middlewares, request)
@@ -121,9 +122,10 @@ def execute(request: BenchRequest, how: Mapping[str, Any]) -> int:
         _print(findings, as_json=request.as_json)
 
     one = Bench(app, loaded, request, names, place, told, _warn)
-    return asyncio.run(
-        live(one, drain_and_exit=request.ends_with_the_topics, tune_gc=loaded.settings.tune_gc)
-    )
+    with runner:
+        return runner.run(
+            live(one, drain_and_exit=request.ends_with_the_topics, tune_gc=loaded.settings.tune_gc)
+        )
 
 
 def _warn(text: str) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import click
 
 from asyncpar import __version__
+from asyncpar.cli import loops
 from asyncpar.cli.collection import tuned_collection
 from asyncpar.cli.reports import last_words, report
 from asyncpar.errors import EngineError, SettingError
@@ -152,12 +153,14 @@ def execute(request: RunRequest, given: Mapping[str, object]) -> int:
         request.target, given, request.app_dir, request.env_file, request.toml, factory=request.factory
     )
     found.app.configure(loaded)
+    runner = loops.runner(loaded.settings.event_loop)
     _announce(found.app, found.name, loaded, check=request.check)
     if request.check:
         return EXIT_STOPPED
-    return asyncio.run(
-        live(found.app, drain_and_exit=request.drain_and_exit, tune_gc=loaded.settings.tune_gc)
-    )
+    with runner:
+        return runner.run(
+            live(found.app, drain_and_exit=request.drain_and_exit, tune_gc=loaded.settings.tune_gc)
+        )
 
 
 def prepare(

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from asyncpar.core.assignment import Partition
+from asyncpar.core.assignment import Partition, State
+from asyncpar.core.offsets import OffsetTracker
 from asyncpar.core.virtual_partitions import ANY_OFFSET, Queues
 from asyncpar.records import RawRecord
 
@@ -58,7 +59,15 @@ def payload_bytes(record: RawRecord) -> int:
 class Backpressure:
     """The intake's memory between fetches: which limits are active."""
 
-    __slots__ = ("_bytes_bound", "_counted_for", "bytes_active", "limits", "records_active", "share")
+    __slots__ = (
+        "_bytes_bound",
+        "_counted_for",
+        "_uncounted",
+        "bytes_active",
+        "limits",
+        "records_active",
+        "share",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -70,6 +79,8 @@ class Backpressure:
         """The most records of one partition in the fetch that `wanted` or `starving` asked for last."""
         self._bytes_bound = 0
         """No less than what all partitions count with, since the last exact count."""
+        self._uncounted: list[tuple[OffsetTracker, Sequence[RawRecord]]] = []
+        """Let in since bytes were judged last."""
         self._counted_for = 0
         """How many partitions there were at that count."""
 
@@ -86,15 +97,20 @@ class Backpressure:
         self.share = _quantum(limits.poll_batch_size, limit)
         share, resume_at, in_flight = self.share, limit * _RESUME_SHARE, 0
         wanted: list[Partition] = []
+        is_open = State.OPEN
         for partition in partitions:  # at each fetch, for each partition: in one place on purpose
-            tracker = partition.tracker
+            tracker, queues = partition.tracker, partition.queues
             held = 0 if tracker is None else len(tracker.unfinished)
             in_flight += max(held, reserve)
             if partition.backpressure:
                 partition.backpressure = held > resume_at
             elif held + share > limit:
                 partition.backpressure = True
-            if not partition.backpressure and partition.is_open and not _near_cap(partition.queues):
+            if (
+                not partition.backpressure
+                and partition.state is is_open
+                and (queues is None or queues.start_below is ANY_OFFSET or not _near_cap(queues))
+            ):
                 wanted.append(partition)
         group_quantum = _quantum(limits.poll_batch_size, limits.max_in_flight)
         self.records_active = _hysteresis(self.records_active, in_flight, limits.max_in_flight, group_quantum)
@@ -119,12 +135,19 @@ class Backpressure:
         self.share = room = min(room, left, limits.poll_batch_size)
         return (wanted, room) if wanted and room > 0 else ([], 0)
 
-    def admitted(self, records: Iterable[RawRecord]) -> None:
-        """These were let in: raises the bound that saves counting bytes at every completion."""
-        self._bytes_bound += sum([len(one.value or b"") + len(one.key or b"") for one in records])
+    def admitted(self, tracker: OffsetTracker, records: Sequence[RawRecord]) -> None:
+        """`tracker` has let these in: they are counted when bytes are next judged, if it holds any then."""
+        self._uncounted.append((tracker, records))
 
     def _judge_bytes(self, partitions: Sequence[Partition]) -> None:
-        """Count exactly only when the bound says that the limit may be passed."""
+        """Count exactly only when the bound says that the limit may be passed.
+
+        The bound saves counting at every completion, and what is quickly done need not be counted at all.
+        """
+        for tracker, records in self._uncounted:
+            if tracker.unfinished:
+                self._bytes_bound += sum([len(one.value or b"") + len(one.key or b"") for one in records])
+        self._uncounted.clear()
         limit = self.limits.max_in_flight_bytes
         if not self.bytes_active and self._bytes_bound < limit and self._counted_for == len(partitions):
             return

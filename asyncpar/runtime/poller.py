@@ -162,8 +162,8 @@ class Poller:
             if partition is not None and partition.is_open and partition.tracker is not None:
                 self._source.seek(tp, partition.tracker.position)
             return
-        if self._state.intake(chunk, self.called_at):
-            self.backpressure.admitted(chunk.records)
+        if self._state.intake(chunk, self.called_at) and partition.tracker is not None:
+            self.backpressure.admitted(partition.tracker, chunk.records)
 
     def _pass_markers(self, generations: dict[TopicPartition, int]) -> None:
         """Where nothing came and nothing is held, the client's position is past markers and holes.

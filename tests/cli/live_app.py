@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from asyncpar.cli.loops import runner
 from asyncpar.cli.run import live
 from asyncpar.errors import BrokerUnreachableError, DrainIncompleteError
 
@@ -85,4 +86,6 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    with runner(sys.argv[2]) as loop:
+        code = loop.run(main())
+    sys.exit(code)

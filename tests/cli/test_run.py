@@ -17,14 +17,14 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 HANDLER = 'from asyncpar import topic\n@topic("orders", group="g")\nasync def bill(body: bytes): ...\n'
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts `live_app.py` in a mode; kills what a failed test leaves behind."""
+@pytest.fixture(params=["asyncio", "uvloop"])
+def start(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Starts `live_app.py` in a mode on each event loop; kills what a failed test leaves behind."""
     started: list[subprocess.Popen[str]] = []
 
     def starting(mode: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cli.live_app", mode],
+            [sys.executable, "-m", "tests.cli.live_app", mode, request.param],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -81,14 +81,15 @@ async def test_drain_and_exit_does_all_that_is_there_and_ends_with_0(
     assert sum(place.offset for place in offsets.values()) == 200
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_a_signal_stops_a_run_with_0(
-    broker: Broker, make_topic: TopicFactory, group_id: str, tmp_path: Path
+    loop: str, broker: Broker, make_topic: TopicFactory, group_id: str, tmp_path: Path
 ):
-    """SIGTERM ends an idle run with a full drain and no error."""
+    """SIGTERM ends an idle run with a full drain and no error, whatever the event loop."""
     topic = make_topic()
     await produce(broker.bootstrap, topic, keyed(1))
     write(tmp_path, {"mine": COUNTING.format(topic=topic)})
-    process = _started(tmp_path, "mine", *_options(broker, group_id))
+    process = _started(tmp_path, "mine", *_options(broker, group_id), "--set", f"event_loop={loop}")
     assert _first_line(process) == "0"
     process.send_signal(signal.SIGTERM)
     ended = _ended(process)

@@ -29,6 +29,11 @@ def _fill(partition: Partition, count: int) -> None:
     tracker.admit(records(*range(tracker.position, tracker.position + count)))
 
 
+def _admit(intake: Backpressure, partition: Partition, chunk: list[FakeRecord]) -> None:
+    tracker = tracker_of(partition)
+    intake.admitted(tracker, tracker.admit(chunk))
+
+
 def _empty(partition: Partition, count: int) -> None:
     tracker = tracker_of(partition)
     for offset in list(tracker.unfinished)[:count]:
@@ -75,7 +80,7 @@ class IntakeMachine(RuleBasedStateMachine):
             left -= count
             position = tracker_of(partition).position
             chunk = [FakeRecord(position + n, b"k", b"v" * (sizes * n % 301)) for n in range(count)]
-            self.intake.admitted(tracker_of(partition).admit(chunk))
+            _admit(self.intake, partition, chunk)
             self.last_chunk_bytes += sum(map(payload_bytes, chunk))
 
     @rule(first=st.integers(0, 3), size=st.integers(0, 300))
@@ -95,7 +100,7 @@ class IntakeMachine(RuleBasedStateMachine):
                 self.above_reserves += max(0, size + 1 - share)
             else:
                 self.last_chunk_bytes = sum(map(payload_bytes, chunk))
-            self.intake.admitted(tracker_of(partition).admit(chunk))
+            _admit(self.intake, partition, chunk)
 
     @precondition(lambda self: any(partition.in_flight for partition in self.partitions))
     @rule(data=st.data(), count=st.integers(1, 80))
@@ -218,7 +223,7 @@ def test_what_fills_the_bytes_leaves_the_others_a_record_at_a_time() -> None:
     """Nobody knows how large the next records are: whoever holds nothing gets one."""
     stuck, *others = partitions = _partitions(3)
     intake = Backpressure(_limits(1_000, bytes_=8_000))
-    intake.admitted(tracker_of(stuck).admit([FakeRecord(n, None, b"v" * 1_000) for n in range(10)]))
+    _admit(intake, stuck, [FakeRecord(n, None, b"v" * 1_000) for n in range(10)])
     assert intake.wanted(partitions) == ([], 0)
     assert intake.bytes_active
     assert intake.starving(partitions) == (others, 1)
@@ -230,10 +235,10 @@ def test_bytes_that_fit_beside_the_reserves_are_no_limit() -> None:
     """Of 8,000 bytes one of two partitions may hold 6,000, and the other its reserve of 2,000."""
     one, other = partitions = _partitions(2)
     intake = Backpressure(_limits(1_000, bytes_=8_000))
-    intake.admitted(tracker_of(one).admit([FakeRecord(n, None, b"v" * 1_000) for n in range(5)]))
-    intake.admitted(tracker_of(other).admit([FakeRecord(n, None, b"v" * 500) for n in range(4)]))
+    _admit(intake, one, [FakeRecord(n, None, b"v" * 1_000) for n in range(5)])
+    _admit(intake, other, [FakeRecord(n, None, b"v" * 500) for n in range(4)])
     assert intake.wanted(partitions)[0] == partitions
-    intake.admitted(tracker_of(one).admit([FakeRecord(5, None, b"v" * 1_000)]))
+    _admit(intake, one, [FakeRecord(5, None, b"v" * 1_000)])
     assert intake.wanted(partitions) == ([], 0)
 
 
@@ -254,7 +259,7 @@ def test_one_record_always_fits_whatever_its_size(limit: int) -> None:
     (partition,) = partitions = _partitions(1)
     intake = Backpressure(_limits(100, bytes_=limit))
     assert intake.wanted(partitions)[0] == partitions
-    intake.admitted(tracker_of(partition).admit([FakeRecord(0, None, b"x" * 5_000)]))
+    _admit(intake, partition, [FakeRecord(0, None, b"x" * 5_000)])
     assert intake.wanted(partitions) == ([], 0)
     assert (intake.bytes_active, intake.records_active) == (True, False)
     _empty(partition, 1)
@@ -267,13 +272,11 @@ def test_bytes_have_hysteresis_and_are_counted_exactly_when_it_matters() -> None
     (partition,) = partitions = _partitions(1)
     intake = Backpressure(_limits(1_000, bytes_=1_000))
     for round_ in range(20):
-        intake.admitted(tracker_of(partition).admit([FakeRecord(round_, b"key", b"v" * 97)]))
+        _admit(intake, partition, [FakeRecord(round_, b"key", b"v" * 97)])
         assert intake.wanted(partitions)[0] == partitions
         _empty(partition, 1)
     position = tracker_of(partition).position
-    intake.admitted(
-        tracker_of(partition).admit([FakeRecord(position + n, None, b"v" * 100) for n in range(10)])
-    )
+    _admit(intake, partition, [FakeRecord(position + n, None, b"v" * 100) for n in range(10)])
     assert intake.wanted(partitions) == ([], 0)
     _empty(partition, 3)
     assert intake.wanted(partitions) == ([], 0)
