@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any
 
 from asyncpar.context import CALL
@@ -36,6 +36,17 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the record was not s
         self.worker_ends = worker_ends
 
 
+class CallersContext:
+    """Compares as the context of whoever compares it does, by a copy.
+
+    For a worker whose task does not run in the context that it was given, because the program's task factory
+    makes its own: else what a handler leaves behind there would be seen by the next record.
+    """
+
+    def __ne__(self, home: object) -> bool:
+        return copy_context() != home
+
+
 class Worker:
     """One slot: its task, and what it runs now."""
 
@@ -56,7 +67,7 @@ class Worker:
     def __init__(self, clock: Callable[[], float], context: Context) -> None:
         self._clock = clock
         self.context = context
-        """The one that its task runs in."""
+        """The one that its task was given to run in."""
         self.task: asyncio.Task[None] | None = None
         self.vp: VirtualPartition | None = None
         self.record: RawRecord | None = None

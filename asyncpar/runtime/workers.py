@@ -30,7 +30,7 @@ from asyncpar.runtime.group_state import GroupState
 from asyncpar.runtime.handlers import Handler
 from asyncpar.runtime.tally import Tally
 from asyncpar.runtime.verdicts import Verdicts
-from asyncpar.runtime.worker import Interrupted, Worker, classify, watched
+from asyncpar.runtime.worker import CallersContext, Interrupted, Worker, classify, watched
 
 _YIELD_SECONDS = 0.005
 _SAMPLE_MASK = 31
@@ -190,7 +190,8 @@ class HandlerPool:
     async def _work(self, me: Worker) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, inlined on purpose
         decimal.getcontext()  # sets a context variable: before the first comparison, not after
         CALL.set(me)
-        context, home = me.context, me.context.copy()
+        home = contextvars.copy_context()
+        context = me.context if me.context == home else CallersContext()
         state, ready = self.state, self.queue.ready
         invoke, judged, gate = self._invoke, self.handler.judged, self.gate
         of_value = getattr(invoke, "of_value", None)
@@ -299,7 +300,7 @@ class HandlerPool:
                 now = clock()
 
     @staticmethod
-    def _has_changed(context: contextvars.Context, home: contextvars.Context) -> bool:
+    def _has_changed(context: contextvars.Context | CallersContext, home: contextvars.Context) -> bool:
         """True when a handler left a context variable behind (a comparison that raises counts)."""
         try:
             return context != home

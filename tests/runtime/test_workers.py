@@ -49,6 +49,28 @@ async def test_decimal_arithmetic_retires_no_worker() -> None:
         await run.stop()
 
 
+async def test_a_task_factory_that_drops_the_context_lets_none_leak() -> None:
+    """Its tasks run in copies of whatever was current; workers are judged by those."""
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(lambda loop, coro, **given: asyncio.Task(coro, loop=loop))
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+    seen: list[str] = []
+    consumer = FakeConsumer(log("t", "a", "b", "c"))
+
+    async def handle(record: RawRecord) -> None:
+        seen.append(tenant.get())
+        tenant.set("somebody")
+
+    try:
+        async with Running(consumer, handler(handle, concurrency=1)) as run:
+            await until(lambda: consumer.stored.get(T0) == Committed(3, ""))
+            assert run.runtime.state.pools[0].retired == 3
+            await run.stop()
+    finally:
+        loop.set_task_factory(None)
+    assert seen == ["nobody"] * 3
+
+
 async def test_a_context_whose_comparison_raises_retires_the_worker() -> None:
     """A value that cannot be compared counts as a change."""
 
