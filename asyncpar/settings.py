@@ -266,8 +266,9 @@ class ServiceSettings(Section):
     )
     event_loop: Literal["asyncio", "uvloop"] = knob(
         "asyncio",
-        "The event loop of `asyncpar run`. `uvloop` is the package of that name (`asyncpar[uvloop]`), which "
-        "takes less time where many handlers wait. An app that is embedded runs on its program's loop.",
+        "The event loop of `asyncpar run` and `asyncpar bench`. `uvloop` is the package of that name "
+        "(`asyncpar[uvloop]`), which takes less time where many handlers wait. An app that is embedded runs "
+        "on its program's loop.",
     )
     profile: Profile | None = knob(
         None, "A set of other defaults; every source of settings wins over it.", unset="the defaults here"

@@ -73,8 +73,9 @@ class Part:
 
     @property
     def rounds(self) -> int:
-        """Of the contender with the fewest."""
-        return min((len(found) for found in self.runs.values()), default=0)
+        """Of the contender with the fewest; one may run more often than once in each."""
+        fewest = min((len(found) for found in self.runs.values()), default=0)
+        return min(fewest, int(self.settings.get("rounds", fewest)))
 
     @property
     def has_rates(self) -> bool:

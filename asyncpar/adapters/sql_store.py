@@ -28,6 +28,8 @@ from asyncpar.deduplication import DeduplicationStoreError
 from asyncpar.errors import ConfigurationError
 from asyncpar.ports import Claim, Claimed
 
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What a statement may end with; the third comes where uvloop tells of a cut connection late."""
 _NAME = re.compile(r"([a-z_][a-z0-9_]{0,50}\.)?[a-z_][a-z0-9_]{0,50}")
 
 _CREATE = """
@@ -158,7 +160,7 @@ class PostgresStore:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await pool.close()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except _ERRORS:
             pool.terminate()
 
     async def _row(self, statement: str, *arguments: object) -> asyncpg.Record | None:
@@ -182,7 +184,7 @@ class PostgresStore:
                 f"PostgreSQL at {self._where}: there is no table {self._table}: make it by schema_sql(), "
                 "or say create_table=True"
             ) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except _ERRORS as error:
             raise DeduplicationStoreError(
                 f"PostgreSQL at {self._where}: {type(error).__name__}: {error}"
             ) from error
@@ -212,7 +214,7 @@ class PostgresStore:
     def _release_later(self, pool: asyncpg.Pool, connection: Any) -> None:
         async def release() -> None:
             # Otherwise it is cut, and the pool opens another one when it needs one.
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with suppress(*_ERRORS):
                 await pool.release(connection, timeout=_RELEASE_SECONDS)
 
         task = asyncio.get_running_loop().create_task(release(), name="asyncpar-postgres-release")

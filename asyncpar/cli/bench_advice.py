@@ -123,7 +123,7 @@ def _of_loop(seen: _Seen) -> Advice:
     return Advice(
         f"loop: the event loop was at work all the time, with {seen.loop.thread_share:.0%} of a core",
         "start more instances (the group shares its partitions between them), move what computes into "
-        'executor="process", event_loop="uvloop", or let handlers do less per record',
+        'executor="process", event_loop="uvloop" (if this is not), or let handlers do less per record',
     )
 
 

@@ -114,7 +114,7 @@ def summary(report: ReplayReport, request: ReplayRequest, *, dry_run: bool) -> l
         (report.without_origin, "left, they do not say where they came from: name a topic with --to"),
         (
             report.own_topic,
-            f"left, they came from {request.topic} itself, which holds no dead letters then: name theirs",
+            f"left, they came from {request.topic} itself: name the topic of their dead letters, or --to",
         ),
         (report.too_large, "left, too large for the topic they came from: raise its max.message.bytes"),
     ]

@@ -17,8 +17,8 @@ def runner(event_loop: str) -> asyncio.Runner:
         return asyncio.Runner()
     try:
         import uvloop
-    except ImportError:
+    except ImportError as error:
         raise ConfigurationError(
-            "event_loop=uvloop: it is not installed; pip install 'asyncpar[uvloop]', or leave event_loop out"
+            f"event_loop=uvloop: {error}; pip install 'asyncpar[uvloop]', or leave event_loop out"
         ) from None
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)

@@ -61,9 +61,9 @@ class Watchdog:
             if self.loop_lag_seconds > _LATE_SECONDS and now >= self._next_late_line:
                 self._next_late_line = now + _QUIET_SECONDS
                 self._state.log.warning(
-                    "group %s: the event loop stood still for %.1f s, heartbeats included: unless the "
-                    "process was stopped, an async handler blocks it. As a plain def a handler runs in a "
-                    'thread, with executor="process" in a process of its own',
+                    "group %s: the event loop stood still for %.1f s, heartbeats included: the process was "
+                    "stopped, or something blocks it, mostly an async handler. As a plain def a handler runs "
+                    'in a thread, with executor="process" in a process of its own',
                     self._state.group,
                     self.loop_lag_seconds,
                 )

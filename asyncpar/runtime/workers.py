@@ -200,7 +200,11 @@ class HandlerPool:
         assert task is not None
         cancelling = task.cancelling
         success = Verdict.SUCCESS  # a member of an enum costs as much as the clock
+        vp: VirtualPartition | None
+        record: RawRecord | None
+        queues: Queues | None
         known: Queues | None = None
+        error: BaseException | None
         tally = Tally()
         processing, turn = tally.processing, -1
         now = clock()
@@ -212,7 +216,8 @@ class HandlerPool:
             ):
                 if self._closing:
                     return
-                known = None  # an idle worker keeps nothing of a partition alive
+                # An idle worker keeps nothing alive: neither a record nor what is left of its partition.
+                vp = record = queues = known = value = result = error = None
                 await self._sleep_until_woken(me)
                 now = clock()
                 continue

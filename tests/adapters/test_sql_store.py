@@ -229,6 +229,22 @@ async def test_a_server_that_is_down_is_an_error_without_the_password(
     await store.close()
 
 
+async def test_a_connection_that_the_client_has_given_up_is_an_error_of_the_store(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on uvloop, where the first statement on a connection that the server has cut ends so."""
+    store = make()
+
+    async def fetchrow(*_: object) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 12")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "fetchrow", fetchrow)
+        with pytest.raises(DeduplicationStoreError, match="cannot switch to state 12"):
+            await store.claim(b"k", b"a", 1_000)
+    await store.close()
+
+
 async def test_closing_is_bounded_while_a_claim_hangs(
     make: MakeStore, table: str, admin: asyncpg.Connection
 ) -> None:

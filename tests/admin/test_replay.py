@@ -351,22 +351,33 @@ async def test_a_write_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert cluster.broker.committed("replays")[TP] == Committed(0, "")
 
 
-async def test_a_second_replay_of_the_group_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two at a time would write letters twice: the one that sees the other's commit ends."""
+@pytest.mark.parametrize("other", [0, 1])
+async def test_a_second_replay_of_the_group_is_noticed(other: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at a time would write letters twice, also of two partitions: who sees the other's commit ends."""
     monkeypatch.setattr("asyncpar.admin.replay.COMMIT_SECONDS", 0.0)
-    cluster = Cluster()
-    cluster.put(*map(letter, range(6)))
-    announce = cluster._announce
+    cluster = Cluster(partitions=2)
+    cluster.put(*map(letter, range(6)), partition=0)
+    announce, at = cluster._announce, TopicPartition(DLQ, other)
 
     def disturb(found: object, topic: str) -> None:
         announce(found, topic)  # type: ignore[arg-type]
         if len(cluster.announced) == 3:
-            cluster.broker.store_offsets("replays", {TP: Committed(5, "")})
+            cluster.broker.store_offsets("replays", {at: Committed(5, "")})
 
     cluster._announce = disturb  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match="another replay of"):
-        await cluster.replay()
-    assert cluster.broker.committed("replays")[TP] == Committed(5, "")
+    with pytest.raises(EngineError, match=rf"another replay of orders\.dlq\[{other}\]"):
+        await cluster.replay(partitions=(0,))
+    assert cluster.broker.committed("replays")[at] == Committed(5, "")
+
+
+async def test_again_asks_for_nothing_of_partitions_that_are_not_meant() -> None:
+    """What the group remembers of them does not matter then, nor whether it can be read."""
+    cluster = Cluster(partitions=2)
+    cluster.put(letter(1), partition=0)
+    cluster.broker.store_offsets("replays", {TopicPartition(DLQ, 1): Committed(99, "")})
+    with pytest.raises(ConfigurationError, match=r"orders\.dlq\[1\]"):
+        await cluster.replay(partitions=(0,))
+    assert (await cluster.replay(partitions=(0,), again=True)).replayed.total() == 1
 
 
 async def test_a_topic_that_was_made_anew_is_not_taken_for_replayed() -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from asyncpar import App, Record
 from tests import kafka_tools
@@ -289,7 +289,10 @@ async def eventually_produced(bootstrap: str, topic: str, records: list[kafka_to
     """Produce once the new partitions have their leaders."""
 
     async def has_all() -> bool:
-        return len(await kafka_tools.end_offsets(bootstrap, topic)) == 3
+        try:
+            return len(await kafka_tools.end_offsets(bootstrap, topic)) == 3
+        except KafkaException:  # one of them has no leader yet
+            return False
 
     await eventually(has_all, "the new partitions are there")
     await kafka_tools.produce(bootstrap, topic, records)

@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import dataclasses
 import decimal
+import gc
+import weakref
 
 import pytest
 
@@ -110,6 +112,25 @@ async def test_what_takes_the_value_alone_is_called_with_it() -> None:
         await until(lambda: consumer.stored.get(T0) == Committed(2, ""))
         await run.stop()
     assert seen == [b"x", 1]
+
+
+async def test_workers_that_wait_for_work_keep_no_record_alive() -> None:
+    """However long nothing comes: values may be large, and none of them counts as in flight any more."""
+
+    class Watched(FakeRecord):
+        """Without slots: it can be referred to weakly."""
+
+    consumer = FakeConsumer({T0: [Watched(at, b"k%d" % at) for at in range(5)]})
+    alive = [weakref.ref(record) for record in consumer.logs[T0]]
+
+    async def handle(record: RawRecord) -> None:
+        await asyncio.sleep(0)
+
+    async with Running(consumer, handler(handle)) as run:
+        await until(lambda: consumer.stored.get(T0) == Committed(5, ""))
+        consumer.logs[T0].clear()
+        await until(lambda: not gc.collect() and all(one() is None for one in alive))
+        await run.stop()
 
 
 async def test_a_handler_that_cancels_its_own_task_fails_once_and_hurts_no_other() -> None:
