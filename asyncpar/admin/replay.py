@@ -84,7 +84,7 @@ class ReplayReport:
     without_origin: int = 0
     """Left: they do not say where they came from, and no `to` was given."""
     own_topic: int = 0
-    """Left: they came from the topic in which they lie, which therefore is no dead-letter topic."""
+    """Left: they came from the topic in which they lie, and no `to` was given."""
     too_large: int = 0
     """Left: the topic that they came from does not take records of that size."""
     left: list[str] = field(default_factory=list)
@@ -153,8 +153,10 @@ class Replay:
         """
         request = self._request
         found = await spans(self._log, request.topic, request.partitions)
-        # Of the others, too: the double of a letter without a key may lie in any partition.
-        every = found if request.again else {**await spans(self._log, request.topic, ()), **found}
+        every = found
+        if request.partitions and not request.again:
+            # Of the others, too: the double of a letter without a key may lie in any partition.
+            every = {**await spans(self._log, request.topic, ()), **found}
         before = await self._log.committed(request.group, every)
         self._others = {tp: before[tp] for tp in every.keys() - found.keys()}
         for tp, span in every.items():
@@ -163,10 +165,9 @@ class Replay:
             self._firsts[tp] = span.first
             memory.add(0, span.first)
         self._changed.update(found)
-        for tp, span in found.items():
-            memory = self._memories[tp]
-            if not request.again:
-                found[tp] = Span(max(span.first, min(memory.hwm, span.end)), span.end)
+        if not request.again:
+            for tp, span in found.items():
+                found[tp] = Span(max(span.first, min(self._memories[tp].hwm, span.end)), span.end)
         if self._producer is not None:
             # Also what tells, before anything is written, whether the group can be committed for.
             await self._commit()
