@@ -84,6 +84,7 @@ def test_p7_measures_on_a_real_broker(broker: Broker, tmp_path: Path):
         assert set(measured[row]["result"]["faults"].values()) == {0}
     assert measured["cpu"]["result"]["target_ratio"] == p7.TARGET_RATIO
     assert measured["no-op"]["result"]["share_of_wanted"] > 0
+    assert measured["no-op"]["result"]["targets"].keys() == {"no-op records per second"}
 
 
 # -- the check of a run --------------------------------------------------------------------------
