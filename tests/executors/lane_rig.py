@@ -110,6 +110,10 @@ class Rig:
         await until(lambda: self.deaths, "the death")
         return self.deaths[0]
 
+    async def at_rest(self) -> None:
+        """Until nothing runs: the child says so shortly after its reply."""
+        await until(lambda: self.lane.progress() is None, "the rest after a reply")
+
     async def running(self, number: int = 1, index: int = 0) -> None:
         """Until that job runs."""
         await until(

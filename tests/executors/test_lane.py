@@ -16,7 +16,7 @@ STARTS = ["forkserver", "spawn"]
 
 @pytest.mark.parametrize("start_method", STARTS)
 async def test_batches_run_in_order_and_are_replied_in_order(start_method: str) -> None:
-    """Two batches at once: a reply each, with how many ran, which failed, and the time it took."""
+    """Two batches at once: a reply each: how many ran, which failed, the time it took; then nothing runs."""
     async with rig(start_method=start_method) as one:
         one.lane.send(batch(1, "ok", "fail", "ok"))
         one.lane.send(batch(2, "ok"))
@@ -24,7 +24,7 @@ async def test_batches_run_in_order_and_are_replied_in_order(start_method: str) 
         assert (first.number, first.run, list(first.failures)) == (1, 3, [1])
         assert (second.number, second.run, second.failures) == (2, 1, {})
         assert first.seconds > 0
-        assert one.lane.progress() is None
+        await one.at_rest()
 
 
 @pytest.mark.parametrize(

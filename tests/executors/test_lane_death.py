@@ -104,6 +104,7 @@ async def test_a_child_that_dies_with_nothing_running_blames_no_job() -> None:
     async with rig() as one:
         one.lane.send(batch(1, "ok"))
         await one.reply()
+        await one.at_rest()
         assert one.lane.pid is not None
         os.kill(one.lane.pid, signal.SIGKILL)
         assert await one.death() == Death("killed by SIGKILL", 0, 0, {})
