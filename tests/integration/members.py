@@ -32,6 +32,9 @@ FAST: dict[str, object] = {
 }
 """Settings that make a group settle within seconds; the test brokers allow such short sessions."""
 
+STEADY: dict[str, object] = {"session_timeout_ms": 10_000}
+"""For a group that is to lose nobody: a machine that stands still for a second costs no member its place."""
+
 
 class Told(Protocol):
     """What a member process is told to do."""

@@ -10,6 +10,7 @@ import pytest
 from asyncpar import App, Record, Retry
 from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
+from tests.integration.members import STEADY
 from tests.integration.waiting import eventually, until_committed_to_end
 from tests.integration.watch import Watch, judge
 
@@ -29,7 +30,7 @@ async def test_a_halted_partition_holds_nobody_up_and_goes_on_when_told(
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)
     healed = False
     attempts: list[int] = []
-    app = make_app(broker.bootstrap, watch=watch)
+    app = make_app(broker.bootstrap, watch=watch, **STEADY)
 
     @app.topic(topic, retry=Retry(attempts=3, base_ms=10, max_ms=50))
     async def handle(record: Record) -> None:
@@ -66,7 +67,7 @@ async def test_a_halted_partition_holds_nobody_up_and_goes_on_when_told(
         finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
         assert app.status().ready
 
-    report = judge(watch.history.path, produced, finals)
+    report = judge(watch.history.path, produced, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
 
@@ -104,7 +105,7 @@ async def test_retries_for_ever_end_when_the_handler_succeeds(
     topic = make_topic(partitions=2)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(600, keys=20))
     failures: Counter[tuple[int, int]] = Counter()
-    app = make_app(broker.bootstrap, watch=watch, retry_base_ms=5, retry_max_ms=20)
+    app = make_app(broker.bootstrap, watch=watch, retry_base_ms=5, retry_max_ms=20, **STEADY)
 
     @app.topic(topic, concurrency=5)
     async def handle(record: Record) -> None:
@@ -121,6 +122,6 @@ async def test_retries_for_ever_end_when_the_handler_succeeds(
         assert retries == sum(failures.values())
     assert failures
     assert set(failures.values()) == {4}
-    report = judge(watch.history.path, produced, finals)
+    report = judge(watch.history.path, produced, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0

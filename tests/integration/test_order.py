@@ -11,6 +11,7 @@ import pytest
 from asyncpar import App, Record
 from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
+from tests.integration.members import STEADY
 from tests.integration.waiting import eventually, until_committed_to_end
 from tests.integration.watch import Watch, judge
 
@@ -36,7 +37,7 @@ async def test_100_000_records_with_skewed_keys_are_all_handled_once_and_in_orde
     """
     topic = make_topic(partitions=8)
     produced = await kafka_tools.produce(broker.bootstrap, topic, skewed(100_000, keys=1000))
-    app = make_app(broker.bootstrap, watch=watch)
+    app = make_app(broker.bootstrap, watch=watch, **STEADY)
 
     @app.topic(topic, concurrency=200)
     async def handle(record: Record) -> None:
@@ -51,7 +52,7 @@ async def test_100_000_records_with_skewed_keys_are_all_handled_once_and_in_orde
         finals = await until_committed_to_end(broker.bootstrap, group_id, topic, timeout_seconds=90)
         status = app.status()
 
-    report = judge(watch.history.path, produced, finals)
+    report = judge(watch.history.path, produced, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
     assert report.counts["handled"] == 100_000
@@ -116,7 +117,7 @@ async def test_plain_functions_run_in_threads_in_order_per_key(
     """A `def` handler runs in several threads at once, each key still in order and alone."""
     topic = make_topic(partitions=4)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(2000, keys=50))
-    app = make_app(broker.bootstrap, watch=watch)
+    app = make_app(broker.bootstrap, watch=watch, **STEADY)
 
     @app.topic(topic, concurrency=8)
     def handle(record: Record) -> None:
@@ -126,7 +127,7 @@ async def test_plain_functions_run_in_threads_in_order_per_key(
     async with app:
         finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
 
-    report = judge(watch.history.path, produced, finals, slots=8)
+    report = judge(watch.history.path, produced, finals, slots=8, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
 

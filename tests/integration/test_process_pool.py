@@ -18,7 +18,7 @@ import pytest
 from asyncpar.testing.history import Event, HistoryFile, read
 from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
-from tests.integration.members import Member
+from tests.integration.members import STEADY, Member
 from tests.integration.waiting import eventually, until_committed_to_end
 from tests.integration.watch import judge
 from tests.workers import journal
@@ -142,13 +142,13 @@ async def test_children_of_a_killed_parent_are_gone_before_the_next_one_runs_any
 async def test_a_member_that_joins_finds_nothing_running_and_nothing_runs_twice(ground: Ground) -> None:
     """Records end within the grace: each runs once, whichever member has its partition."""
     await ground.produce(4000)
-    first = ground.start(work_ms=10)
+    first = ground.start(work_ms=10, **STEADY)
     await ground.until(lambda runs: len(runs) > 300, "the first one works")
-    second = ground.start(work_ms=10)
+    second = ground.start(work_ms=10, **STEADY)
     await ground.until(lambda runs: sum(map(of(second), runs)) > 300, "the second one works")
     assert first.is_running
     await ground.finish()
-    counts = ground.check()
+    counts = ground.check(**STEADY)
     assert counts["duplicates"] == 0
     assert len(ground.journal.runs) == len(ground.produced), "nothing was cut off"
     assert {run.attempt for run in ground.journal.runs} == {1}
@@ -183,7 +183,7 @@ async def test_what_outlives_the_grace_is_cut_off_and_nothing_else_runs_twice(gr
 async def test_a_signal_to_the_whole_process_group_drains(ground: Ground, number: signal.Signals) -> None:
     """As of Ctrl-C or a service manager: children end what they run, all of it counts, the exit code is 0."""
     await ground.produce(3000)
-    first = ground.start(work_ms=30)
+    first = ground.start(work_ms=30, **STEADY)
     await ground.until(lambda runs: len(runs) > 60, "it works")
     os.killpg(first.pid, number)
     assert await asyncio.to_thread(first.ended) == 0, first.log
@@ -193,8 +193,8 @@ async def test_a_signal_to_the_whole_process_group_drains(ground: Ground, number
     assert len(ground.journal.runs) < 3000, "it was told under load"
     assert "Traceback" not in first.log
 
-    ground.start(work_ms=2)
+    ground.start(work_ms=2, **STEADY)
     await ground.finish()
-    counts = ground.check()
+    counts = ground.check(**STEADY)
     assert counts["duplicates"] == 0
     assert len(ground.journal.runs) == 3000

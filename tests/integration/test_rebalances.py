@@ -17,7 +17,7 @@ from tests.conftest import Broker, TopicFactory
 from tests.integration.conftest import MemberFactory
 from tests.integration.coverage import ended, started
 from tests.integration.load import load
-from tests.integration.members import Member
+from tests.integration.members import STEADY, Member
 from tests.integration.plan import Plan
 from tests.integration.waiting import ended_calls, eventually, until_committed_to_end, until_ended
 from tests.integration.watch import judge
@@ -47,9 +47,9 @@ async def test_a_member_that_joins_and_leaves_under_load_causes_no_duplicate(
     topic = make_topic(partitions=4)
     plan = Plan(topic, str(history_path), work_ms=5)
     async with load(broker.bootstrap, topic, history_path, keys=200) as produced:
-        first = members(plan, broker.bootstrap, group_id)
+        first = members(plan, broker.bootstrap, group_id, **STEADY)
         await until_ended(history_path, 1000)
-        second = members(plan, broker.bootstrap, group_id)
+        second = members(plan, broker.bootstrap, group_id, **STEADY)
         await until_handled_by(history_path, second, 1000)
         await until_handled_by(history_path, first, 500)
         assert await asyncio.to_thread(second.stop) == 0, second.log
@@ -59,7 +59,7 @@ async def test_a_member_that_joins_and_leaves_under_load_causes_no_duplicate(
     assert await asyncio.to_thread(first.stop) == 0, first.log
 
     events = read(history_path)
-    report = judge(events, produced, finals)
+    report = judge(events, produced, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
     assert handled_by(history_path, first) + handled_by(history_path, second) == len(produced)
@@ -121,9 +121,9 @@ async def test_calls_that_outlast_the_grace_are_cancelled_and_run_again_elsewher
     records = [kafka_tools.Record(b"k%d" % n, b"", partition=n % 2) for n in range(40)]
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)
     plan = Plan(topic, str(history_path), work_ms=1, stuck=(3, 5))
-    first = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=500)
+    first = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=500, **STEADY)
     await until_ended(history_path, 36)
-    second = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=500)
+    second = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=500, **STEADY)
     await eventually(
         lambda: started(read(history_path), {second.name}),
         "the second member runs what the first was cancelled in",
@@ -134,7 +134,7 @@ async def test_calls_that_outlast_the_grace_are_cancelled_and_run_again_elsewher
     assert await asyncio.to_thread(second.stop) == 0, second.log
 
     events = read(history_path)
-    report = judge(events, produced, finals, max_revoke_grace_ms=500)
+    report = judge(events, produced, finals, max_revoke_grace_ms=500, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0, "a cancelled call is no success"
     cancelled = sorted(place[1:] for place in ended(events, {first.name}, "cancelled"))

@@ -16,6 +16,7 @@ from tests import kafka_tools
 from tests.conftest import Broker, TopicFactory
 from tests.integration.conftest import MemberFactory
 from tests.integration.coverage import Place, ended, not_covered, started
+from tests.integration.members import STEADY
 from tests.integration.plan import Plan
 from tests.integration.waiting import (
     eventually,
@@ -46,19 +47,19 @@ async def test_a_stop_under_load_repeats_nothing(
     topic = make_topic(partitions=4)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(6000, keys=200))
     plan = Plan(topic, str(history_path), work_ms=4)
-    first = members(plan, broker.bootstrap, group_id)
+    first = members(plan, broker.bootstrap, group_id, **STEADY)
     await until_ended(history_path, 2000)
     first.send(number)
     assert await asyncio.to_thread(first.ended) == 0, first.log
     done_by_first = len(ended(read(history_path), {first.name}))
     assert done_by_first < 6000, "the stop came under load"
 
-    second = members(plan, broker.bootstrap, group_id)
+    second = members(plan, broker.bootstrap, group_id, **STEADY)
     finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert await asyncio.to_thread(second.stop) == 0, second.log
 
     events = read(history_path)
-    report = judge(events, produced, finals)
+    report = judge(events, produced, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
     assert len(started(events, {first.name, second.name})) == 6000, "no call was cancelled either"
@@ -74,9 +75,9 @@ async def test_a_stop_in_the_middle_of_a_rebalance_is_clean(
     records = [kafka_tools.Record(b"k%d" % n, b"", partition=n % 2) for n in range(40)]
     produced = await kafka_tools.produce(broker.bootstrap, topic, records)
     plan = Plan(topic, str(history_path), work_ms=1, stuck=(3,))
-    leaving = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=15_000)
+    leaving = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=15_000, **STEADY)
     await until_ended(history_path, 38)
-    staying = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=15_000)
+    staying = members(plan, broker.bootstrap, group_id, max_revoke_grace_ms=15_000, **STEADY)
 
     async def drains_for_the_other() -> bool:
         status = await asyncio.to_thread(leaving.partition)
@@ -89,7 +90,7 @@ async def test_a_stop_in_the_middle_of_a_rebalance_is_clean(
     assert await asyncio.to_thread(leaving.ended) == 0, leaving.log
     finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert await asyncio.to_thread(staying.stop) == 0, staying.log
-    report = judge(history_path, produced, finals, max_revoke_grace_ms=15_000)
+    report = judge(history_path, produced, finals, max_revoke_grace_ms=15_000, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
 
@@ -212,10 +213,10 @@ async def test_drain_and_exit_does_what_is_there_and_ends(
     """--drain-and-exit runs all records that are there at start, commits them and ends with 0."""
     topic = make_topic(partitions=3)
     produced = await kafka_tools.produce(broker.bootstrap, topic, kafka_tools.keyed(1000, keys=50))
-    member = members(Plan(topic, str(history_path)), broker.bootstrap, group_id, "--drain-and-exit")
+    member = members(Plan(topic, str(history_path)), broker.bootstrap, group_id, "--drain-and-exit", **STEADY)
     assert await asyncio.to_thread(member.ended) == 0, member.log
     finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
-    report = judge(history_path, produced, finals)
+    report = judge(history_path, produced, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
 
@@ -242,7 +243,7 @@ async def test_drain_and_exit_with_a_halted_partition_ends_with_one(
         broker.bootstrap, topic, [kafka_tools.Record(b"bad", b"", partition=1)] * 20
     )
     plan = Plan(topic, str(history_path), failing=(205,), attempts=3)
-    member = members(plan, broker.bootstrap, group_id, "--drain-and-exit")
+    member = members(plan, broker.bootstrap, group_id, "--drain-and-exit", **STEADY)
     assert await asyncio.to_thread(member.ended) == 1, member.log
     assert f"{topic}[1] (offset 205: failed 3 times in handler work" in member.log
     commits = await kafka_tools.committed(broker.bootstrap, group_id, topic)
@@ -250,9 +251,9 @@ async def test_drain_and_exit_with_a_halted_partition_ends_with_one(
     assert Place(topic, 1, 205) in not_covered(topic, commits, longer)
 
     plan.release.touch()
-    again = members(plan, broker.bootstrap, group_id, "--drain-and-exit")
+    again = members(plan, broker.bootstrap, group_id, "--drain-and-exit", **STEADY)
     assert await asyncio.to_thread(again.ended) == 0, again.log
     finals = await until_committed_to_end(broker.bootstrap, group_id, topic)
-    report = judge(history_path, produced + longer, finals)
+    report = judge(history_path, produced + longer, finals, **STEADY)
     assert report.is_ok, report.explain()
     assert report.counts["duplicates"] == 0
