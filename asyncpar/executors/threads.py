@@ -11,22 +11,40 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 _Ended: TypeAlias = tuple[object, BaseException | None]
 """What a call returned, or what it raised."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Answer(asyncio.Future[_Ended]):
+    """What a call comes to.
+
+    Who waits for it and is cancelled learns of that when the call has ended; a second time, at once.
+    """
+
+    _is_asked_to_end = False
+
+    def cancel(self, msg: object = None) -> bool:
+        """What a task does with that which it waits for; False: not now (source: `asyncio.Task.cancel`)."""
+        if not self._is_asked_to_end:
+            self._is_asked_to_end = True
+            return False
+        return super().cancel(msg)
+
+    def drop(self) -> None:
+        """There will be none: who waits is cancelled at once."""
+        super().cancel()
+
+
+class _Job(NamedTuple):
     call: Callable[[], object]
     context: contextvars.Context
-    loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[_Ended]
+    answer: _Answer
 
 
 class ThreadExecutor:
@@ -37,6 +55,10 @@ class ThreadExecutor:
         self._most = threads
         self._threads = 0
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._ended: deque[tuple[_Answer, _Ended]] = deque()
+        """Calls that have ended in their threads; who waits for them is told by the loop."""
+        self._told: asyncio.AbstractEventLoop | None = None
+        """The loop that is going to look at those."""
         self._unfinished = 0
         """Calls that were handed over and have not ended."""
         self._is_closed = False
@@ -49,10 +71,11 @@ class ThreadExecutor:
         """
         answer = self._hand_over(call)
         try:
-            await asyncio.wait({answer})
+            result, error = await answer
         except asyncio.CancelledError:
-            await asyncio.wait({answer})
-        result, error = answer.result()
+            if answer.cancelled():
+                raise
+            result, error = answer.result()
         try:
             if error is not None:
                 raise error
@@ -60,11 +83,10 @@ class ThreadExecutor:
         finally:
             del answer, error  # its traceback leads here: what it holds would stay until the next collection
 
-    def _hand_over(self, call: Callable[[], object]) -> asyncio.Future[_Ended]:
+    def _hand_over(self, call: Callable[[], object]) -> _Answer:
         if self._is_closed:
             raise RuntimeError(f"the threads of {self._name} are closed: nothing is started any more")
-        loop = asyncio.get_running_loop()
-        job = _Job(call, contextvars.copy_context(), loop, loop.create_future())
+        job = _Job(call, contextvars.copy_context(), _Answer(loop=asyncio.get_running_loop()))
         self._jobs.put(job)
         self._unfinished += 1
         if self._threads < min(self._unfinished, self._most):
@@ -80,13 +102,26 @@ class ThreadExecutor:
                 ended: _Ended = job.context.run(job.call), None
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 ended = None, error
-            with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-                job.loop.call_soon_threadsafe(self._settle, job.answer, ended)
+            loop = job.answer.get_loop()
+            self._ended.append((job.answer, ended))
             del job, ended  # nothing of a call is kept while there is no other
+            if self._told is loop:
+                continue  # it is about to look, and finds this one too
+            self._told = loop
+            with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                loop.call_soon_threadsafe(self._settle)
 
-    def _settle(self, answer: asyncio.Future[_Ended], ended: _Ended) -> None:
-        self._unfinished -= 1
-        answer.set_result(ended)
+    def _settle(self) -> None:
+        """On the loop: tell those who wait what has ended by now."""
+        self._told = None  # before the look: what ends meanwhile is seen, or told
+        while self._ended:
+            answer, ended = self._ended.popleft()
+            self._unfinished -= 1
+            try:
+                if not answer.cancelled():
+                    answer.set_result(ended)
+            except RuntimeError:  # who waited for it was of a loop that was closed
+                continue
 
     def close(self) -> None:
         """Start nothing more; threads that still run are not waited for, what waits for one is cancelled."""
@@ -95,6 +130,6 @@ class ThreadExecutor:
             while True:
                 job = self._jobs.get_nowait()
                 if job is not None:
-                    job.answer.cancel()
+                    job.answer.drop()
         for _ in range(self._threads):
             self._jobs.put(None)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncpar.executors.threads import ThreadExecutor
+from tests.executors.lane_rig import wait_on_the_loop
 
 ROOT = Path(__file__).parents[2]
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
@@ -95,6 +97,74 @@ async def test_a_second_cancellation_gives_up_waiting() -> None:
         executor.close()
 
 
+async def test_a_cancellation_between_the_end_and_the_news_of_it_loses_no_success() -> None:
+    """The thread has ended, the loop knows, and the task that waits has not run yet."""
+    executor = ThreadExecutor("test", 1)
+    try:
+        task = asyncio.create_task(executor.run(lambda: "done"))
+        await asyncio.sleep(0)
+        wait_on_the_loop(lambda: executor._ended, "the call has ended")
+        executor._settle()
+        task.cancel()
+        assert await asyncio.wait_for(task, 10) == "done"
+    finally:
+        executor.close()
+
+
+async def test_what_ends_while_the_loop_is_busy_is_told_at_once() -> None:
+    """Of many calls, with one wake-up of the loop."""
+    executor = ThreadExecutor("test", 4)
+    loop = asyncio.get_running_loop()
+    wakes: list[object] = []
+    wake = loop.call_soon_threadsafe
+
+    def counting(*what: Any, **how: Any) -> asyncio.Handle:
+        wakes.append(what)
+        return wake(*what, **how)
+
+    try:
+        await asyncio.gather(*[executor.run(lambda: None) for _ in range(4)])
+        loop.call_soon_threadsafe = counting  # type: ignore[method-assign]
+        calls = [asyncio.create_task(executor.run(lambda: "done")) for _ in range(40)]
+        await asyncio.sleep(0)
+        wait_on_the_loop(lambda: len(executor._ended) == len(calls), "all have ended")
+        assert await asyncio.wait_for(asyncio.gather(*calls), 10) == ["done"] * 40
+        assert len(wakes) == 1
+    finally:
+        loop.call_soon_threadsafe = wake  # type: ignore[method-assign]
+        executor.close()
+
+
+def test_news_that_its_loop_never_heard_hold_up_no_other_loop() -> None:
+    """As of an app that runs again after a loop was closed in the middle of its work."""
+    executor = ThreadExecutor("test", 2)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+
+    release = threading.Event()
+
+    async def begin() -> asyncio.Task[object]:
+        task = first.create_task(executor.run(lambda: release.wait(10)))
+        await asyncio.sleep(0)
+        return task
+
+    async def again() -> object:
+        task = asyncio.create_task(executor.run(lambda: "heard"))
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done
+        return task.result()
+
+    try:
+        task = first.run_until_complete(begin())
+        release.set()
+        wait_on_the_loop(lambda: executor._ended, "the call has ended")
+        first.close()
+        assert second.run_until_complete(again()) == "heard"
+        assert not task.done()
+    finally:
+        executor.close()
+        second.close()
+
+
 async def test_threads_are_made_when_needed_and_used_again() -> None:
     """One call after the other takes one thread; as many at a time as there are slots, and the rest waits."""
     executor = ThreadExecutor("test", 2)
@@ -158,6 +228,7 @@ def test_a_call_that_never_ends_does_not_keep_the_process() -> None:
     code = """
 import asyncio, threading
 from asyncpar.executors.threads import ThreadExecutor
+from tests.executors.lane_rig import wait_on_the_loop
 
 async def main():
     executor, started = ThreadExecutor("test", 1), threading.Event()
