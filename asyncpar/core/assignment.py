@@ -119,12 +119,15 @@ class Partition:
 class Generations:
     """The counter of each partition; it outlives assignments."""
 
-    __slots__ = ("_last",)
+    __slots__ = ("_last", "given")
 
     def __init__(self) -> None:
         self._last: dict[TopicPartition, int] = {}
+        self.given = 0
+        """How many were given, of all partitions: while it stays the same, so do they."""
 
     def next(self, tp: TopicPartition) -> int:
         """A generation that `tp` has not had before, from 1."""
+        self.given += 1
         self._last[tp] = generation = self._last.get(tp, 0) + 1
         return generation

@@ -61,7 +61,10 @@ class Backpressure:
 
     __slots__ = (
         "_bytes_bound",
-        "_counted_for",
+        "_bytes_counted_for",
+        "_most",
+        "_records_bound",
+        "_records_counted_for",
         "_uncounted",
         "bytes_active",
         "limits",
@@ -77,11 +80,15 @@ class Backpressure:
         """True while the group's byte limit holds all fetching back."""
         self.share = 0
         """The most records of one partition in the fetch that `wanted` or `starving` asked for last."""
+        self._most = 0
+        """What a partition may hold and still be asked for a whole share."""
         self._bytes_bound = 0
         """No less than what all partitions count with, since the last exact count."""
+        self._records_bound = 0
+        """The same in records."""
         self._uncounted: list[tuple[OffsetTracker, Sequence[RawRecord]]] = []
         """Let in since bytes were judged last."""
-        self._counted_for = 0
+        self._bytes_counted_for = self._records_counted_for = 0
         """How many partitions there were at that count."""
 
     @property
@@ -93,31 +100,32 @@ class Backpressure:
         """The partitions to ask for and the most records to take in all; ([], 0) when intake must wait."""
         limits = self.limits
         limit = limits.per_partition(len(partitions))
-        reserve = limits.reserve(len(partitions))
         self.share = _quantum(limits.poll_batch_size, limit)
-        share, resume_at, in_flight = self.share, limit * _RESUME_SHARE, 0
-        wanted: list[Partition] = []
-        is_open = State.OPEN
-        for partition in partitions:  # at each fetch, for each partition: in one place on purpose
-            tracker, queues = partition.tracker, partition.queues
-            held = 0 if tracker is None else len(tracker.unfinished)
-            in_flight += max(held, reserve)
-            if partition.backpressure:
-                partition.backpressure = held > resume_at
-            elif held + share > limit:
-                partition.backpressure = True
+        if limit - self.share != self._most:
+            self._most = limit - self.share
+            for one in partitions:
+                one.backpressure = one.backpressure or one.in_flight > self._most
+        is_open, any_offset = State.OPEN, ANY_OFFSET
+        # At each fetch, for each partition: that nothing holds it back is seen in one expression.
+        wanted = [
+            one
+            for one in partitions
             if (
-                not partition.backpressure
-                and partition.state is is_open
-                and (queues is None or queues.start_below is ANY_OFFSET or not _near_cap(queues))
-            ):
-                wanted.append(partition)
-        group_quantum = _quantum(limits.poll_batch_size, limits.max_in_flight)
-        self.records_active = _hysteresis(self.records_active, in_flight, limits.max_in_flight, group_quantum)
+                one.state is is_open and not one.backpressure and one.queues.start_below is any_offset  # type: ignore[union-attr] # it is open
+            )
+            or self._is_wanted(one, limit)
+        ]
+        self._judge_records(partitions)
         self._judge_bytes(partitions)
         if self.is_full:
             return [], 0
-        return wanted, group_quantum if wanted else 0
+        return wanted, _quantum(limits.poll_batch_size, limits.max_in_flight) if wanted else 0
+
+    def _is_wanted(self, partition: Partition, limit: int) -> bool:
+        """True when nothing of its own holds `partition` back; sees whether its limit still does."""
+        if partition.backpressure:
+            partition.backpressure = partition.in_flight > limit * _RESUME_SHARE
+        return not partition.backpressure and partition.is_open and not _near_cap(partition.queues)
 
     def starving(self, partitions: Sequence[Partition]) -> tuple[list[Partition], int]:
         """Of those that use little of their reserve, and the most records to take, while `is_full`.
@@ -135,23 +143,45 @@ class Backpressure:
         self.share = room = min(room, left, limits.poll_batch_size)
         return (wanted, room) if wanted and room > 0 else ([], 0)
 
-    def admitted(self, tracker: OffsetTracker, records: Sequence[RawRecord]) -> None:
-        """`tracker` has let these in: they are counted when bytes are next judged, if it holds any then."""
+    def admitted(self, partition: Partition, records: Sequence[RawRecord]) -> None:
+        """`partition` has let these in: only now can it come near its limit.
+
+        Their bytes are counted when next judged, if it holds any records then.
+        """
+        tracker = partition.tracker
+        assert tracker is not None
+        if len(tracker.unfinished) > self._most:
+            partition.backpressure = True
+        self._records_bound += len(records)
         self._uncounted.append((tracker, records))
 
-    def _judge_bytes(self, partitions: Sequence[Partition]) -> None:
-        """Count exactly only when the bound says that the limit may be passed.
+    # Both limits of the group are judged by a bound, and by an exact count only when the bound says that the
+    # limit may be passed: that saves counting at every completion, and looking at each partition.
 
-        The bound saves counting at every completion, and what is quickly done need not be counted at all.
-        """
+    def _judge_records(self, partitions: Sequence[Partition]) -> None:
+        limits = self.limits
+        most, reserve = limits.max_in_flight, limits.reserve(len(partitions))
+        quantum = _quantum(limits.poll_batch_size, most)
+        if (
+            not self.records_active
+            and self._records_bound + quantum <= most
+            and self._records_counted_for == len(partitions)
+        ):
+            return
+        self._records_counted_for = len(partitions)
+        self._records_bound = sum([max(reserve, one.in_flight) for one in partitions])
+        self.records_active = _hysteresis(self.records_active, self._records_bound, most, quantum)
+
+    def _judge_bytes(self, partitions: Sequence[Partition]) -> None:
+        """What is quickly done need not be counted at all."""
         for tracker, records in self._uncounted:
             if tracker.unfinished:
                 self._bytes_bound += sum([len(one.value or b"") + len(one.key or b"") for one in records])
         self._uncounted.clear()
         limit = self.limits.max_in_flight_bytes
-        if not self.bytes_active and self._bytes_bound < limit and self._counted_for == len(partitions):
+        if not self.bytes_active and self._bytes_bound < limit and self._bytes_counted_for == len(partitions):
             return
-        self._counted_for = len(partitions)
+        self._bytes_counted_for = len(partitions)
         reserve = self.limits.reserved_bytes(len(partitions))
         self._bytes_bound = sum(max(reserve, bytes_held([partition])) for partition in partitions)
         resume_at = limit * _RESUME_SHARE if self.bytes_active else limit

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from asyncpar.core.assignment import Partition, State
 from asyncpar.core.offset_codec import MAX_CHARS, MIN_CHARS, decode_attempts, encode
@@ -50,8 +51,7 @@ class CommitClock:
         self._completed = completed
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """One partition's part of a commit, tied to the generation that it was taken from."""
 
     partition: Partition
@@ -124,8 +124,22 @@ def draft(partition: Partition, budget: MetadataBudget) -> Draft | None:
     and with the last one of an assignment. That failures were given back is: who begins there must not find
     them used up.
     """
-    tracker = partition.tracker
-    if tracker is None or partition.state not in _COMMITTED_IN:
+    tracker, queues = partition.tracker, partition.queues
+    if tracker is None:
+        return None
+    if (
+        partition.state is State.OPEN
+        and tracker.all_done
+        and queues is not None
+        and queues.start_below is ANY_OFFSET
+        and not queues.attempts
+    ):  # nearly always so, and quicker than by what follows, which says the same
+        partition.metadata_truncated = False
+        plain = Committed(tracker.position, "")
+        if plain == partition.acknowledged:
+            return None
+        return Draft(partition, partition.generation, plain, plain, truncated=False)
+    if partition.state not in _COMMITTED_IN:
         return None
     made = _steered(partition, tracker, budget)
     is_last = partition.state is State.DRAINING

@@ -45,6 +45,11 @@ class OffsetTracker:
         return next(iter(self.unfinished), self.position)
 
     @property
+    def all_done(self) -> bool:
+        """Everything below `position` is done and nothing above it: that offset alone says it all."""
+        return not self.unfinished and not self._restored
+
+    @property
     def blocking_offset(self) -> int | None:
         """The lowest unfinished offset; None when everything delivered is done."""
         return next(iter(self.unfinished), None)

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 from asyncpar.core.assignment import Event, Generations, Partition, State
 from asyncpar.core.commits import MetadataBudget
 from asyncpar.core.failures import give_up
-from asyncpar.core.offset_codec import Ignored, decode
 from asyncpar.core.offsets import OffsetTracker, Run
 from asyncpar.core.virtual_partitions import ANY_OFFSET, ParkingLot, Queues, ReadyQueue, VirtualPartition
 from asyncpar.errors import DecodeError
-from asyncpar.records import Chunk, Committed, GroupToken, RawRecord, TopicPartition
+from asyncpar.records import Chunk, GroupToken, RawRecord, TopicPartition
 from asyncpar.runtime.config import RuntimeConfig
 from asyncpar.runtime.tally import GroupCounters, count
 
@@ -84,6 +83,7 @@ class GroupState:
         self.outbox: Outbox | None = None
         """Where records leave for other topics; None when no handler sends any."""
         self._routes: dict[str, list[HandlerPool]] = {}
+        self._fed: dict[HandlerPool, None] = {}
         self.arrivals: dict[TopicPartition, list[tuple[int, float]]] = {}
 
     # -- the lease ---------------------------------------------------------------------------
@@ -202,44 +202,10 @@ class GroupState:
         """A call of an earlier life of `tp` still runs."""
         return any(vp.queues.partition == tp for pool in self.pools for vp in pool.running())
 
-    def restored_runs(self, tp: TopicPartition, committed: Committed, end: int) -> list[Run]:
-        """What the metadata of a commit says is done above it and below `end`; counts what it ignores.
-
-        Offsets from `end` on were lost with a truncated log: other records will have them.
-        """
-        runs = decode(tp, committed.offset, committed.metadata)
-        if isinstance(runs, Ignored):
-            count(self.counters.metadata_ignored, runs.value)
-            self.log.warning(
-                "%s: commit metadata at offset %d is %s and was ignored; "
-                "records above that offset may run twice",
-                tp,
-                committed.offset,
-                runs.value,
-            )
-            return []
-        kept = self.runs_within(tp, runs, end)
-        if kept != runs:
-            count(self.counters.metadata_ignored, "beyond_end")
-        return kept
-
-    def runs_within(self, tp: TopicPartition, runs: list[Run], end: int) -> list[Run]:
-        """What of `runs`, which are done, lies below `end`, where the log ends; says what does not."""
-        kept = [(first, min(last, end)) for first, last in runs if first < end]
-        if kept != runs:
-            self.log.error(
-                "%s: records up to offset %d were done, but the log was truncated to %d; those beyond its "
-                "end do not count as done",
-                tp,
-                runs[-1][1] - 1,
-                end,
-            )
-        return kept
-
     # -- intake ------------------------------------------------------------------------------
 
     def intake(self, chunk: Chunk, now: float) -> int:
-        """Queue what a fetch delivered; returns how many records were let in."""
+        """Queue what a fetch delivered; returns how many records were let in. `wake_fed` follows."""
         partition = self.partitions.get(TopicPartition(chunk.topic, chunk.partition))
         if partition is None or not partition.is_open or not chunk.records:
             return 0
@@ -258,8 +224,14 @@ class GroupState:
             for record in fresh:
                 if not self._route_one(partition, queues, record):
                     break
-        self.on_intake()
         return len(fresh)
+
+    def wake_fed(self) -> None:
+        """Let the handlers look at what came in: once per fetch, however many partitions it is of."""
+        for pool in self._fed:
+            pool.wake()
+        self._fed.clear()
+        self.on_intake()
 
     def _enqueue(self, partition: Partition, queues: Queues, fresh: Sequence[RawRecord]) -> None:
         pool = self.pools_for(partition.tp.topic)[0]
@@ -267,7 +239,7 @@ class GroupState:
         while (refused := queues.enqueue(records, pool.handler.key_of)) is not None:
             if not self._settle_undecodable(partition, pool, refused.record, refused.error):
                 return
-        pool.wake()
+        self._fed[pool] = None
 
     def _route_one(self, partition: Partition, queues: Queues, record: RawRecord) -> bool:
         """Queue one record where handlers share the topic; False when that halted the partition."""
@@ -280,7 +252,7 @@ class GroupState:
                     key_of = pool.handler.key_of
                     key = record.key if key_of is None else key_of(topic, record)
                     queues.enqueue_one(record, key, pool.queue)
-                    pool.wake()
+                    self._fed[pool] = None
                     return True
         except DecodeError as error:
             return self._settle_undecodable(partition, pool, record, error)

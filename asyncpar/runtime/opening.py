@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from asyncpar.core.assignment import Event, Partition, State
-from asyncpar.core.offset_codec import decode_attempts
+from asyncpar.core.offset_codec import Ignored, decode, decode_attempts
 from asyncpar.core.offsets import Run
 from asyncpar.core.virtual_partitions import ANY_OFFSET
 from asyncpar.errors import AuthorizationError, BrokerError, ConfigurationError
@@ -88,7 +88,7 @@ class Opener:
             elif stored is not None:
                 # Where nobody asked, nothing is listed above it, and nothing runs.
                 end = ends.get(tp, stored.offset)
-                runs = self._state.restored_runs(tp, stored, end)
+                runs = _restored_runs(self._state, tp, stored, end)
                 partition.acknowledged = stored
                 self._open_at(partition, stored.offset, runs, adopt_below=end)
                 self._restore_attempts(partition, stored, end)
@@ -232,7 +232,7 @@ class Opener:
                 if is_halted() and not is_sending():
                     tracker = partition.tracker
                     assert tracker is not None
-                    runs = state.runs_within(tp, tracker.done_runs(), end)
+                    runs = _runs_within(state, tp, tracker.done_runs(), end)
                     self._begin_again(partition, Event.RESUME, tracker.hwm, runs, adopt_below=end)
 
         await self._persist(read)
@@ -245,3 +245,38 @@ class Opener:
         partition.apply(event)
         partition.generation = self._state.generations.next(partition.tp)
         self._open_at(partition, start, runs, adopt_below=adopt_below)
+
+
+def _restored_runs(state: GroupState, tp: TopicPartition, committed: Committed, end: int) -> list[Run]:
+    """What the metadata of a commit says is done above it and below `end`; counts what it ignores.
+
+    Offsets from `end` on were lost with a truncated log: other records will have them.
+    """
+    runs = decode(tp, committed.offset, committed.metadata)
+    if isinstance(runs, Ignored):
+        count(state.counters.metadata_ignored, runs.value)
+        state.log.warning(
+            "%s: commit metadata at offset %d is %s and was ignored; records above that offset may run twice",
+            tp,
+            committed.offset,
+            runs.value,
+        )
+        return []
+    kept = _runs_within(state, tp, runs, end)
+    if kept != runs:
+        count(state.counters.metadata_ignored, "beyond_end")
+    return kept
+
+
+def _runs_within(state: GroupState, tp: TopicPartition, runs: list[Run], end: int) -> list[Run]:
+    """What of `runs`, which are done, lies below `end`, where the log ends; says what does not."""
+    kept = [(first, min(last, end)) for first, last in runs if first < end]
+    if kept != runs:
+        state.log.error(
+            "%s: records up to offset %d were done, but the log was truncated to %d; those beyond its "
+            "end do not count as done",
+            tp,
+            runs[-1][1] - 1,
+            end,
+        )
+    return kept

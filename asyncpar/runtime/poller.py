@@ -9,7 +9,8 @@ error that names its partition concerns that one alone: it waits, the others go 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from asyncpar.core.assignment import Partition
 from asyncpar.core.backpressure import Backpressure
@@ -40,6 +41,17 @@ _MAX_PAUSE_SECONDS = 5.0
 ResetPositions = Callable[[dict[TopicPartition, int]], Awaitable[None]]
 
 
+class _Question(NamedTuple):
+    """Which partitions a fetch asks for, in the forms that it needs."""
+
+    wanted: Sequence[Partition]
+    given: int
+    """How many generations had been given then."""
+    asked: list[TopicPartition]
+    generations: dict[TopicPartition, int]
+    """In which generation each of them is asked for."""
+
+
 class Poller:
     """Fetches for one group until `close()`."""
 
@@ -65,6 +77,7 @@ class Poller:
         self._held = (0, _HELD_BACK_SECONDS)
         self._full_since: float | None = None
         """Since when a limit of the group holds fetching back."""
+        self._question = _Question([], 0, [], {})
         self.empty_handed: frozenset[TopicPartition] = frozenset()
         """What the last fetch asked for and got nothing of."""
 
@@ -118,7 +131,7 @@ class Poller:
         return pause
 
     async def _fetch(self, wanted: list[Partition], room: int) -> None:
-        asked = [partition.tp for partition in wanted]
+        _, _, asked, generations = self._ask(wanted)
         # What is not asked for now may be soon, as its records end; what is asked for wakes the fetch itself.
         others = self._state.partitions.keys() - asked if len(asked) < len(self._state.partitions) else ()
         busy = any(self._state.partitions[tp].in_flight for tp in others)
@@ -127,7 +140,6 @@ class Poller:
             timeout_ms = round(self._pause_while_held() * 1000)  # look again as soon as without a fetch
         self.called_at = self._state.clock.monotonic()
         self.in_fetch = True
-        generations = {partition.tp: partition.generation for partition in wanted}
         try:
             chunks = await self._source.fetch(asked, room, timeout_ms, self.backpressure.share)
         except OffsetOutOfRangeError as error:
@@ -149,10 +161,20 @@ class Poller:
             tp = TopicPartition(chunk.topic, chunk.partition)
             delivered.add(tp)
             self._take(tp, chunk, generations.get(tp))
+        if delivered:
+            self._state.wake_fed()
         self.empty_handed = frozenset(asked) - delivered
         if self.unreadable:
             self.unreadable.delivered(delivered)
         self._pass_markers(generations)
+
+    def _ask(self, wanted: Sequence[Partition]) -> _Question:
+        """For `wanted`; mostly the same as last time, which matters where there are many."""
+        given = self._state.generations.given
+        if wanted != self._question.wanted or given != self._question.given:
+            generations = {partition.tp: partition.generation for partition in wanted}
+            self._question = _Question(wanted, given, list(generations), generations)
+        return self._question
 
     def _take(self, tp: TopicPartition, chunk: Chunk, asked_in: int | None) -> None:
         """Queue a chunk, unless its partition began another life while the fetch was under way."""
@@ -162,8 +184,8 @@ class Poller:
             if partition is not None and partition.is_open and partition.tracker is not None:
                 self._source.seek(tp, partition.tracker.position)
             return
-        if self._state.intake(chunk, self.called_at) and partition.tracker is not None:
-            self.backpressure.admitted(partition.tracker, chunk.records)
+        if self._state.intake(chunk, self.called_at):
+            self.backpressure.admitted(partition, chunk.records)
 
     def _pass_markers(self, generations: dict[TopicPartition, int]) -> None:
         """Where nothing came and nothing is held, the client's position is past markers and holes.

@@ -24,14 +24,13 @@ def _partitions(count: int) -> list[Partition]:
     return [opened(tp=TopicPartition("orders", number)) for number in range(count)]
 
 
-def _fill(partition: Partition, count: int) -> None:
-    tracker = tracker_of(partition)
-    tracker.admit(records(*range(tracker.position, tracker.position + count)))
+def _fill(intake: Backpressure, partition: Partition, count: int) -> None:
+    position = tracker_of(partition).position
+    _admit(intake, partition, records(*range(position, position + count)))
 
 
 def _admit(intake: Backpressure, partition: Partition, chunk: list[FakeRecord]) -> None:
-    tracker = tracker_of(partition)
-    intake.admitted(tracker, tracker.admit(chunk))
+    intake.admitted(partition, tracker_of(partition).admit(chunk))
 
 
 def _empty(partition: Partition, count: int) -> None:
@@ -150,9 +149,9 @@ def test_intake_stops_before_the_limit_and_starts_again_at_seventy_percent() -> 
     (partition,) = partitions = _partitions(1)
     intake = Backpressure(_limits(1_000, poll_batch_size=100))
     assert intake.wanted(partitions) == ([partition], 100)
-    _fill(partition, 900)
+    _fill(intake, partition, 900)
     assert intake.wanted(partitions) == ([partition], 100)
-    _fill(partition, 1)
+    _fill(intake, partition, 1)
     assert intake.wanted(partitions) == ([], 0)
     assert (partition.backpressure, intake.records_active) == (True, True)
     _empty(partition, 200)
@@ -177,7 +176,7 @@ def test_a_full_partition_does_not_hold_back_the_others() -> None:
     """Parked retries of one partition fill its own share; intake goes on beside it."""
     full, free = partitions = _partitions(2)
     intake = Backpressure(_limits(1_000, per_partition=200, poll_batch_size=50))
-    _fill(full, 200)
+    _fill(intake, full, 200)
     assert intake.wanted(partitions) == ([free], 50)
     assert full.backpressure
     assert not intake.records_active
@@ -187,11 +186,11 @@ def test_what_fills_the_group_leaves_the_others_their_reserve() -> None:
     """Half of the limit is shared out: four partitions have 125 of 1,000 records each for themselves."""
     stuck, *others = partitions = _partitions(4)
     intake = Backpressure(_limits(1_000, per_partition=1_000, poll_batch_size=50))
-    _fill(stuck, 576)
+    _fill(intake, stuck, 576)
     assert intake.wanted(partitions) == ([], 0)
     assert intake.records_active
     assert intake.starving(partitions) == (others, 50)
-    _fill(others[0], 63)
+    _fill(intake, others[0], 63)
     assert intake.wanted(partitions) == ([], 0)
     assert intake.starving(partitions) == (others[1:], 50)
     _empty(others[0], 1)
@@ -203,10 +202,10 @@ def test_a_reserve_waits_for_what_was_let_in_when_there_were_fewer_partitions() 
     """The whole limit was one partition's; the limit stands, also for those that joined it."""
     stuck, other = partitions = _partitions(2)
     intake = Backpressure(_limits(16))
-    _fill(stuck, 15)
+    _fill(intake, stuck, 15)
     assert intake.wanted(partitions) == ([], 0)
     assert intake.starving(partitions) == ([other], 1)
-    _fill(stuck, 1)
+    _fill(intake, stuck, 1)
     assert intake.starving(partitions) == ([], 0)
 
 
@@ -214,7 +213,7 @@ def test_where_the_limit_is_smaller_than_two_for_each_partition_nothing_is_reser
     """A limit of one record means one."""
     stuck, _ = partitions = _partitions(2)
     intake = Backpressure(_limits(1))
-    _fill(stuck, 1)
+    _fill(intake, stuck, 1)
     assert intake.wanted(partitions) == ([], 0)
     assert intake.starving(partitions) == ([], 0)
 
@@ -227,7 +226,7 @@ def test_what_fills_the_bytes_leaves_the_others_a_record_at_a_time() -> None:
     assert intake.wanted(partitions) == ([], 0)
     assert intake.bytes_active
     assert intake.starving(partitions) == (others, 1)
-    _fill(others[0], 1)
+    _fill(intake, others[0], 1)
     assert intake.starving(partitions) == (others[1:], 1)
 
 
@@ -247,7 +246,7 @@ def test_a_limit_of_one_record_still_lets_one_in() -> None:
     (partition,) = partitions = _partitions(1)
     intake = Backpressure(_limits(1))
     assert intake.wanted(partitions) == ([partition], 1)
-    _fill(partition, 1)
+    _fill(intake, partition, 1)
     assert intake.wanted(partitions) == ([], 0)
     _empty(partition, 1)
     assert intake.wanted(partitions) == ([partition], 1)
@@ -307,20 +306,19 @@ def test_only_open_partitions_are_asked_for() -> None:
 
 def test_a_partition_near_its_metadata_cap_is_asked_only_up_to_its_gate() -> None:
     """Records above the gate could not start; those below it are still needed."""
-    partition, without_queues = partitions = _partitions(2)
-    without_queues.queues = None
+    partition, other = partitions = _partitions(2)
     intake = Backpressure(_limits(100))
-    _fill(partition, 5)
+    _fill(intake, partition, 5)
     queues_of(partition).move_gate(6)
     assert intake.wanted(partitions)[0] == partitions
-    _fill(partition, 1)
-    assert intake.wanted(partitions)[0] == [without_queues]
+    _fill(intake, partition, 1)
+    assert intake.wanted(partitions)[0] == [other]
 
 
 def test_a_smaller_share_after_a_rebalance_holds_back_what_has_too_much() -> None:
     """More partitions mean smaller shares: what is over drains, nothing more comes in meanwhile."""
     partitions = _partitions(4)
     intake = Backpressure(_limits(1_000, poll_batch_size=50))
-    _fill(partitions[0], 520)
+    _fill(intake, partitions[0], 520)
     assert partitions[0] in intake.wanted(partitions[:1])[0]
     assert intake.wanted(partitions)[0] == partitions[1:]

@@ -91,6 +91,36 @@ def test_what_the_broker_has_is_not_committed_again() -> None:
     assert (stored.offset, runs_of(stored)) == (0, [(1, 2)])
 
 
+@pytest.mark.parametrize("left_over", ["somebody's", "", None])
+def test_what_others_wrote_beside_an_offset_is_replaced(left_over: str | None) -> None:
+    """Also before anything is delivered; only what this member would write is left as it is."""
+    partition = opened()
+    partition.acknowledged = None if left_over is None else Committed(0, left_over)
+    made = draft(partition, MetadataBudget())
+    assert (made is None) == (left_over == "")
+    assert made is None or made.committed == made.plain == Committed(0, "")
+
+
+def test_a_draft_with_nothing_left_to_do_is_the_same_by_either_way() -> None:
+    """The quick way of the ordinary case, and the way that looks at gaps, failures and the gate."""
+    ways = []
+    for is_quick in (True, False):
+        handler = ReadyQueue("bill")
+        partition = opened(route=handler)
+        deliver(partition, records(0, 1, 2))
+        for vp in take_all(handler):
+            settle_success(vp)
+        queues_of(partition).attempts = {} if is_quick else {1: 1}  # of a record that is done: forgotten
+        partition.metadata_truncated = True
+        made = draft(partition, MetadataBudget())
+        assert made is not None
+        assert settle(made, CommitAnswer.ACKNOWLEDGED, MetadataBudget()) is Consequence.STORED
+        assert draft(partition, MetadataBudget()) is None
+        assert made.generation == partition.generation
+        ways.append((made.committed, made.plain, made.truncated, partition.metadata_truncated))
+    assert ways[0] == ways[1] == (Committed(3, ""), Committed(3, ""), False, False)
+
+
 def test_is_stored_compares_what_is_known_with_what_the_broker_has() -> None:
     """Also for a partition that was released meanwhile; one that never opened has nothing to store."""
     budget = MetadataBudget()

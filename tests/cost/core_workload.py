@@ -42,7 +42,7 @@ class CoreDriver:
                 assert partition.tracker is not None
                 assert partition.queues is not None
                 partition.queues.enqueue(partition.tracker.admit(records), None)
-                self._backpressure.admitted(partition.tracker, records)
+                self._backpressure.admitted(partition, records)
             self._work()
             if self._clock.is_due(self.completed * 1e-5, self.completed, idle=False):
                 self._commit()

@@ -41,8 +41,8 @@ SLOTS = (
         "intake-wakes-nobody",
         "Records that come in wake no worker.",
         "runtime.group_state",
-        old="                return\n        pool.wake()",
-        new="                return",
+        old="            pool.wake()\n        self._fed.clear()",
+        new="            pass\n        self._fed.clear()",
         checks=("PROBLEM",),
     ),
     Bug(

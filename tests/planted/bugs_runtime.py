@@ -147,9 +147,9 @@ STATE = (
     Bug(
         "metadata-not-restored",
         "What the metadata says is done above the committed offset is read and thrown away.",
-        "runtime.group_state",
-        old="        kept = self.runs_within(tp, runs, end)\n",
-        new="        kept = []\n",
+        "runtime.opening",
+        old="    kept = _runs_within(state, tp, runs, end)\n",
+        new="    kept = []\n",
         checks=("DUPLICATES",),
     ),
     Bug(
@@ -250,7 +250,7 @@ REBALANCES = (
         "retry-forgets-what-is-done",
         "A halted partition that is retried begins at its HWM, without what is done above it.",
         "runtime.opening",
-        old="runs = state.runs_within(tp, tracker.done_runs(), end)",
+        old="runs = _runs_within(state, tp, tracker.done_runs(), end)",
         new="runs = []",
         checks=("DUPLICATES",),
     ),
