@@ -35,7 +35,7 @@ demo: $(STAMP)  ## watch asyncpar work for 30 seconds; no Kafka, no Docker neede
 	@$(BIN)/asyncpar demo --seconds $(SECONDS_OF_DEMO)
 
 bench: $(STAMP)  ## measure this machine (WORKLOAD=p1, all, ..., ARGS="--rounds 5"); each figure with its settings
-	@[ $(WORKLOAD) = all ] || grep -q '^| `$(WORKLOAD).py` ' benchmarks/README.md || { echo "no workload $(WORKLOAD): see the table in benchmarks/README.md" >&2; exit 2; }
+	@[ "$(WORKLOAD)" = all ] || grep -q '^| `$(WORKLOAD).py` ' benchmarks/README.md || { echo "no workload $(WORKLOAD): see the table in benchmarks/README.md" >&2; exit 2; }
 	@$(BIN)/python benchmarks/$(WORKLOAD).py $(ARGS)
 
 results: $(STAMP)  ## keep the JSON of `make bench WORKLOAD=all` in the repository, and write the page of it

@@ -40,6 +40,13 @@ def chosen(rows: Sequence[Row], names: str | None, contenders: str | None) -> li
     return [_only(row, asked) for row in kept if asked & row.contenders.keys()]
 
 
+def unasked(rows: Sequence[Row], contenders: str | None) -> dict[str, str]:
+    """Why contenders of `rows` did not run that were not named, where some were."""
+    known = dict.fromkeys(name for row in rows for name in row.contenders)
+    asked = _parts(contenders, list(known), "contender")
+    return {name: "not asked for (--contenders)" for name in known if name not in asked}
+
+
 def _parts(given: str | None, known: Sequence[str], what: str) -> set[str]:
     asked = set(known) if given is None else {part.strip() for part in given.split(",")}
     if unknown := sorted(asked - set(known)):

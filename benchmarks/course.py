@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 
-from benchmarks.harness import broker_at
+from benchmarks.harness import broker_at, make_folder_of
 from benchmarks.report import broker, environment, show
 from tests import kafka_tools
 
@@ -71,6 +71,7 @@ def parsed(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> ar
     for name, value in vars(options).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             made.error(f"--{name.replace('_', '-')} must be above 0")
+    make_folder_of(options.json, made)
     return options
 
 

@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 
 from asyncpar import App
 from asyncpar.cli.collection import tuned_collection
-from benchmarks.choice import chosen, prepared
+from benchmarks.choice import chosen, prepared, unasked
 from benchmarks.load import PARTITIONS, Load, produce
 from benchmarks.report import broker, environment, exit_code, plain, settings, show, summary, title, told
 from tests import kafka_tools
@@ -215,7 +215,9 @@ def conduct(
     one row has its settings, runs and result at the top, that of one with several has them by row.
     """
     options = _options(description, records, arguments)
-    found = prepared(chosen(rows(options.records), options.rows, options.contenders))
+    every = rows(options.records)
+    found = prepared(chosen(every, options.rows, options.contenders))
+    found.left_out |= unasked(every, options.contenders)
     measured, around = found.rows, environment() | {"broker": broker(options.bootstrap_servers)}
     if found.versions or found.left_out:
         around |= {"versions": found.versions, "left_out": found.left_out}
@@ -250,4 +252,17 @@ def _options(description: str, records: int, arguments: Sequence[str] | None) ->
     options = parser.parse_args(arguments)
     if options.records < 1 or options.rounds < 1:
         parser.error("--records and --rounds must be at least 1")
+    make_folder_of(options.json, parser)
     return options
+
+
+def make_folder_of(path: Path | None, parser: argparse.ArgumentParser) -> None:
+    """Before anything is measured, so that nothing is lost for want of it; ends with a message without it."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--json {path}: {error.strerror}: {error.filename}")
+    if path.is_dir():
+        parser.error(f"--json {path}: it is a folder; name a file")

@@ -85,8 +85,9 @@ def _figures(load: Load, results: Results) -> dict[str, object]:
     return {
         "share_of_floor": sleepers.shares_of_floors(results),
         "possible_per_second": {
-            OURS: round(possible),
-            DEFAULTS: round(sleepers.possible(load, DEFAULT_CONCURRENCY)),
+            name: round(sleepers.possible(load, slots))
+            for name, slots in ((OURS, CONCURRENCY), (DEFAULTS, DEFAULT_CONCURRENCY))
+            if name in results
         },
         "times_rivals": rivals_run.times(OURS, RIVALS, results, possible),
     }

@@ -48,7 +48,8 @@ class Contender:
     """One contender of a row: records per second, and how its runs were.
 
     `ratio` is the median of its rates over its baseline's, and `ratio_spread` the least and the greatest of
-    these; None for a baseline, and where nothing is compared.
+    these; None for a baseline, and where nothing is compared. Of a contender that ran less often than its
+    baseline there is one ratio, of the medians, and no spread.
     """
 
     name: str
@@ -109,7 +110,7 @@ def _contender(part: Part, name: str) -> Contender:
         spread=(low, high),
         of=of,
         ratio=statistics.median(ratios) if ratios else None,
-        ratio_spread=(min(ratios), max(ratios)) if ratios else None,
+        ratio_spread=(min(ratios), max(ratios)) if len(ratios) > 1 else None,
         is_wrong=bool(faults),
         remarks=tuple(dict.fromkeys([*faults, *notes])),
         is_stopped=any(run.get("is_stopped") for run in part.runs[name]),
@@ -191,7 +192,10 @@ def doubts(found: Found) -> list[str]:
     rounds = min((part.rounds for part in parts(found)), default=0)
     few = f"only {rounds} round{'s' * (rounds != 1)}, where {FEWEST_ROUNDS} are the least"
     load, cores = found["environment"]["load_average"], cores_of(found["environment"])
-    busy = f"a load average of {load:g} on {cores} cores before it began: the machine had other work"
+    busy = (
+        f"a load average of {load:g} on {cores} cores before it began, of other work or of the benchmark "
+        "before it"
+    )
     return [*([few] if rounds < FEWEST_ROUNDS else []), *([busy] if load > cores else [])]
 
 

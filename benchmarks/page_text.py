@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.page_reasons import WHY_MISSED
 from benchmarks.page_results import FEWEST_ROUNDS, Contender, Found, Part, contenders, doubts, parts, targets
 from benchmarks.page_svg import Plot
 
@@ -23,8 +24,8 @@ _INTRODUCTION = f"""\
 What asyncpar costs and reaches, measured beside what people would take instead: on one machine, one broker
 and the same records, in turn. Every run is checked, record by record: each once, in order per key, everything
 committed. A figure holds for its machine and its day, and for comparing contenders with each other there. In
-the repository `benchmarks/README.md` says how each workload is measured and read. To measure your own
-handlers on your own cluster there is [`asyncpar bench`](bench.md).
+the repository `benchmarks/README.md` says how each workload is measured and read, and what its figures are.
+To measure your own handlers on your own cluster there is [`asyncpar bench`](bench.md).
 
 Figures of fewer than {FEWEST_ROUNDS} rounds, or of a machine whose load average was above its number of cores
 before they began, are marked: they show what a run gives, and are **not to be quoted**.
@@ -142,6 +143,9 @@ def _workload(one: Workload, found: Found | None, plot: Plot | None) -> str:
         pieces += [f"### {_title(one.name)}, {_spaced(part.name)}\n"] if part.name else []
         pieces += [_settings(own)] if own else []
         pieces.append(_part(part))
+    missed = any(target.is_met is False for part in several for target in targets(part))
+    if missed and one.name in WHY_MISSED:
+        pieces.append(f"**Why not all is met**: {WHY_MISSED[one.name]}\n")
     return "\n".join(pieces)
 
 

@@ -7,8 +7,11 @@ what it found goes to stdout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from asyncpar.cli.bench_report import Findings
     from asyncpar.cli.bench_setup import BenchRequest
 
+_STDOUT, _STDERR = 1, 2
+"""Their descriptors, which child processes have too."""
 _FINDING = ("app_dir", "env_file", "toml", "factory")
 _SETTINGS = ("bootstrap_servers", "profile", "log_level", "log_format", "log_config")
 _SHARED = (*_FINDING, *_SETTINGS, "pairs")
@@ -118,21 +123,37 @@ def execute(request: BenchRequest, how: Mapping[str, Any]) -> int:
     for line in bench_setup.announcement(groups, names, loaded.settings, request):
         _warn(line)
 
-    def told(findings: Findings) -> None:
-        _print(findings, as_json=request.as_json)
+    with stdout_alone() if request.as_json else nullcontext(sys.stdout) as out:
 
-    one = Bench(app, loaded, request, names, place, told, _warn)
-    with runner:
-        return runner.run(
-            live(one, drain_and_exit=request.ends_with_the_topics, tune_gc=loaded.settings.tune_gc)
-        )
+        def told(findings: Findings) -> None:
+            _print(findings, out, as_json=request.as_json)
+
+        one = Bench(app, loaded, request, names, place, told, _warn)
+        with runner:
+            return runner.run(
+                live(one, drain_and_exit=request.ends_with_the_topics, tune_gc=loaded.settings.tune_gc)
+            )
+
+
+@contextmanager
+def stdout_alone() -> Iterator[TextIO]:
+    """Stdout; what others print meanwhile, such as handlers and their child processes, goes to stderr."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(_STDOUT), "w", encoding="utf-8") as alone, redirect_stdout(sys.stderr):
+        os.dup2(_STDERR, _STDOUT)
+        try:
+            yield alone
+        finally:
+            os.dup2(alone.fileno(), _STDOUT)
 
 
 def _warn(text: str) -> None:
     click.echo(f"asyncpar: {text}", err=True)
 
 
-def _print(findings: Findings, *, as_json: bool) -> None:
+def _print(findings: Findings, out: TextIO, *, as_json: bool) -> None:
+    """At once: a call that never ends may be about to end the process."""
     from asyncpar.cli.dlq_output import line
 
-    click.echo(line(findings.as_json()) if as_json else "\n".join(findings.as_lines()))
+    click.echo(line(findings.as_json()) if as_json else "\n".join(findings.as_lines()), file=out)
+    out.flush()

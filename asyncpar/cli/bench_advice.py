@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _OFTEN = 0.5
 _OF_THE_LOOP = ("loop", "computing", "blocked_loop")
 _WORTH_NAMING = 0.25
+_BUSY_LOOP = 0.5
+_WAITING_CALL_SECONDS = 0.001
+"""A call that takes longer in the mean waits for something: many of those are what uvloop is quicker with."""
+_NEAR_ITS_BOUND = 0.85
+_MUCH_OF_A_CORE = 0.4
 
 
 class Advice(NamedTuple):
@@ -30,6 +35,7 @@ class _Seen(NamedTuple):
     verdict: Verdict
     handlers: Sequence[HandlerFindings]
     loop: LoopFigures
+    setting: Setting
 
     @property
     def often(self) -> str:
@@ -41,20 +47,38 @@ class _Seen(NamedTuple):
         return next(one for one in self.handlers if one.handler == self.verdict.who)
 
 
-def advised(verdict: Verdict | None, handlers: Sequence[HandlerFindings], loop: LoopFigures) -> Advice:
+class Setting(NamedTuple):
+    """What the bench had that advice depends on."""
+
+    begins_at_end: bool = False
+    """It takes only what is written from now on."""
+    event_loop: str = "asyncio"
+
+
+_USUAL = Setting()
+
+
+def advised(
+    verdict: Verdict | None,
+    handlers: Sequence[HandlerFindings],
+    loop: LoopFigures,
+    setting: Setting = _USUAL,
+) -> Advice:
     """The words for `verdict`; None: there was too little to see."""
     if verdict is None:
-        return Advice("it was over too soon to tell: give it more records, or --seconds 10")
-    because, change = _WORDS[verdict.limit](_Seen(verdict, handlers, loop))
-    return Advice(because + _also(verdict), change)
+        return Advice("it was over too soon to tell: give it more records (asyncpar produce)")
+    because, change = _WORDS[verdict.limit](_Seen(verdict, handlers, loop, setting))
+    return Advice(because + _also(verdict, loop), change)
 
 
-def _also(verdict: Verdict) -> str:
+def _also(verdict: Verdict, loop: LoopFigures) -> str:
     second = verdict.second
     if second is None or verdict.limit in _OF_THE_LOOP or second.limit == verdict.limit:
         return ""  # behind a loop that has no time everything waits
     if verdict.second_share < _WORTH_NAMING:
         return ""
+    if second.limit == "loop" and max(loop.thread_share, loop.late_share) < _BUSY_LOOP:
+        return ""  # something was ready for it at that moment, which is no want of time
     return f"; besides: {_SHORT[second.limit]} ({verdict.second_share:.0%} of the time)"
 
 
@@ -74,10 +98,16 @@ _SHORT: dict[Limit, str] = {
 
 
 def _of_slots(seen: _Seen) -> Advice:
-    one = seen.handler
+    one, share = seen.handler, seen.loop.process_share
+    computing = ""
+    if one.executor == "thread" and share >= _MUCH_OF_A_CORE:
+        computing = (
+            f"; this process used {share:.0%} of a core: where calls compute, more of them at a time do not "
+            'help, executor="process" does'
+        )
     return Advice(
         f"slots: all {one.slots} of {one.handler} were busy, and records of other keys waited for one "
-        f"({seen.often})",
+        f"({seen.often}){computing}",
         f"raise concurrency of {one.handler} (@topic(concurrency=...)), if what it calls bears more calls at "
         "a time; or make a call quicker",
     )
@@ -86,8 +116,9 @@ def _of_slots(seen: _Seen) -> Advice:
 def _of_children(seen: _Seen) -> Advice:
     one = seen.handler
     return Advice(
-        f"computing: all {one.slots} child processes of {one.handler} were busy ({seen.often})",
-        "raise worker_pool_size if there are cores left, start instances on other machines, or compute less",
+        f"child processes: all {one.slots} of {one.handler} were busy ({seen.often})",
+        "raise worker_pool_size where there are cores left, or calls that wait; start instances on other "
+        "machines; or let a call do less",
     )
 
 
@@ -103,7 +134,9 @@ def _of_keys(seen: _Seen) -> Advice:
     change = (
         "order by a finer key (order=...), give up order where it does not matter, or make a call quicker"
     )
-    if seen.verdict.buffer_share >= _OFTEN:
+    nearest = max((one.rate / one.busiest.rate_bound for one in seen.handlers if one.busiest), default=0.0)
+    # Where the busiest key is at its bound already, records of others would not end sooner for being there.
+    if seen.verdict.buffer_share >= _OFTEN and nearest < _NEAR_ITS_BOUND:
         change = (
             "raise max_in_flight: as much was held as may be, and records of other keys may stand behind it; "
             f"else {change}"
@@ -120,10 +153,12 @@ def _of_buffer(seen: _Seen) -> Advice:
 
 
 def _of_loop(seen: _Seen) -> Advice:
+    waits = any(one.handler_seconds.mean >= _WAITING_CALL_SECONDS for one in seen.handlers)
+    quicker = 'event_loop="uvloop", ' if waits and seen.setting.event_loop != "uvloop" else ""
     return Advice(
         f"loop: the event loop was at work all the time, with {seen.loop.thread_share:.0%} of a core",
         "start more instances (the group shares its partitions between them), move what computes into "
-        'executor="process", event_loop="uvloop" (if this is not), or let handlers do less per record',
+        f'executor="process", {quicker}or let handlers do less per record',
     )
 
 
@@ -147,9 +182,18 @@ def _of_blocked_loop(seen: _Seen) -> Advice:
 
 
 def _of_hold(seen: _Seen) -> Advice:
+    why = seen.verdict.who
+    if why == "held":
+        return Advice(
+            f"held back: records were there that nothing may start ({seen.often}): the cluster did not "
+            "answer heartbeats, or their partition was being taken away",
+            "see the log, and whether the brokers can be reached all the time",
+        )
     return Advice(
-        f"held back: records were {seen.verdict.who} ({seen.often})",
-        "look at the rate limits and the breaker of the handler, and at the log",
+        f"held back: records were {why} ({seen.often})",
+        "the log says why it opened; mend what the handler calls"
+        if "breaker" in why
+        else "raise the rate limit, if what the handler calls bears more",
     )
 
 
@@ -171,10 +215,10 @@ def _of_fetch(seen: _Seen) -> Advice:
 
 
 def _of_input(seen: _Seen) -> Advice:
+    instead = ", or bench what is there already with --start earliest" if seen.setting.begins_at_end else ""
     return Advice(
         f"nothing here: the handlers kept up with what was written ({seen.often})",
-        "write more at a time to find the limit (asyncpar produce --rate), or bench what is there already "
-        "with --start earliest",
+        f"write more at a time to find the limit (asyncpar produce --rate){instead}",
     )
 
 

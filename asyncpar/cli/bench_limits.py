@@ -44,6 +44,9 @@ class Look(NamedTuple):
     """The handler whose slots or children are busy, or why records are held; else nothing."""
 
 
+_IDLE = Look("input")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What limited a group, in which share of the looks (of the time, for the loop), and what came next."""
@@ -113,16 +116,30 @@ def _is_full(group: GroupStatus) -> bool:
 
 
 class Looks:
-    """The looks at one group."""
+    """The looks at one group, to the last one at which there was something to do.
+
+    That nothing was there to do counts once more was done: what comes after the last record, until the time
+    is up, says nothing of how fast it was.
+    """
 
     def __init__(self) -> None:
         self._seen: Counter[Look] = Counter()
         self._full = 0
         self._running: Counter[str] = Counter()
+        self._idle = 0
+        """Looks that found nothing, since more was done last."""
+        self._done = 0
 
     def add(self, group: GroupStatus) -> None:
         """One more."""
-        self._seen[looked_at(group)] += 1
+        look = looked_at(group)
+        done = sum(one.succeeded + one.failed + one.skipped for one in group.handlers)
+        if look == _IDLE and not group.in_flight and done == self._done:
+            self._idle += 1
+            return
+        self._seen[_IDLE] += self._idle
+        self._idle, self._done = 0, done
+        self._seen[look] += 1
         self._full += _is_full(group)
         for handler in group.handlers:
             self._running[handler.name] += handler.running
@@ -140,8 +157,8 @@ class Looks:
         """What limited the group most. `has_threads`: one of its handlers runs in threads."""
         number = max(1, self.number)
         buffer_share = self._full / number
-        ranked = self._seen.most_common(2)
-        first, count = ranked[0] if ranked else (Look("input"), 0)
+        ranked = [(look, count) for look, count in self._seen.most_common(2) if count]
+        first, count = ranked[0] if ranked else (_IDLE, 0)
         if first.limit != "input":
             of_loop = _of_loop(loop, has_threads)
             if of_loop is not None:

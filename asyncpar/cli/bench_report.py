@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from asyncpar.cli.bench_advice import advised
+from asyncpar.cli.bench_advice import Setting, advised
 from asyncpar.cli.bench_figures import Durations, rate, windows
 from asyncpar.cli.bench_limits import Looks, Verdict
 from asyncpar.cli.bench_loop import LoopFigures
@@ -25,6 +25,8 @@ ENOUGH_LOOKS = 5
 _BEYOND_ALL = 1e6
 """Records a second that one process does not reach."""
 _CROWDED = 0.5
+_FAR = 0.2
+"""By so much, as a share, the mean differs from the median where it is worth saying."""
 _PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("most", 1.0))
 
 
@@ -78,6 +80,8 @@ class HandlerFindings:
     failed_calls: int
     rate: float
     handler_seconds: Percentiles
+    child_seconds: float | None
+    """The mean of a call within its child process, which is what bounds it; None: it runs in none."""
     latency: Percentiles | None
     """From intended send to done; None: no record said when it was to be sent, and was sent meanwhile."""
     age: Percentiles | None
@@ -112,6 +116,7 @@ class Findings:
         loop: LoopFigures,
         looks: Mapping[str, Looks],
         children: Mapping[tuple[str, str], InChildren],
+        event_loop: str,
     ) -> None:
         first, last = meter.first or 0.0, meter.last
         self.request = request
@@ -126,13 +131,14 @@ class Findings:
             for one in meter.handlers
         ]
         self.groups = []
+        setting = Setting(request.start == "latest", event_loop)
         for group, name in names.items():
             seen = looks.get(group, Looks())
             own = [one for one in self.handlers if one.group == group]
             verdict = None
             if seen.number >= ENOUGH_LOOKS:
                 verdict = seen.verdict(loop, has_threads=any(one.executor == "thread" for one in own))
-            because, change = advised(verdict, own, loop)
+            because, change = advised(verdict, own, loop, setting)
             self.groups.append(GroupFindings(group, name, seen.number, verdict, because, change))
 
     def as_json(self) -> dict[str, Any]:
@@ -154,9 +160,12 @@ class Findings:
         spread = ""
         if len(self.windows) >= 3:
             least, most = min(self.windows), max(self.windows)
-            spread = f" (median of {len(self.windows)} windows, {least:,.0f} to {most:,.0f})"
+            mean = self.records / self.seconds if self.seconds else 0.0
+            beside = f"; {mean:,.0f} in the mean" if abs(mean - self.rate) > _FAR * self.rate else ""
+            spread = f" (median of {len(self.windows)} windows, {least:,.0f} to {most:,.0f}{beside})"
+        took = f"{counted(self.records, 'record')} in {duration(self.seconds)}, first to last"
         lines = [
-            f"{self.records:,} records in {duration(self.seconds)}, first to last, ended by {self.ended_by}",
+            f"{took}, ended by {self.ended_by}",
             f"rate: {self.rate:,.0f} records a second{spread}",
         ]
         for one in self.handlers:
@@ -165,7 +174,7 @@ class Findings:
             of = f" group {group.group}" if len(self.groups) > 1 else ""
             lines += ["", f"what limits{of or ' it'}: {group.because}"]
             lines += [f"what to change: {group.change}"] if group.change else []
-        if self.loop.machine_late_share >= _CROWDED:
+        if self.loop.machine_late_share >= _CROWDED and any(one.verdict for one in self.groups):
             lines.append(
                 "the machine is crowded: a thread that does nothing came late in "
                 f"{self.loop.machine_late_share:.0%} of the looks; figures are better with a core to spare"
@@ -176,9 +185,10 @@ class Findings:
 def _handler(
     meter: HandlerMeter, looks: Looks, seconds: float, children: InChildren | None
 ) -> HandlerFindings:
-    mean, slots = meter.seconds.mean, meter.concurrency
+    mean, slots, in_child = meter.seconds.mean, meter.concurrency, None
     if children is not None and children.calls:
-        mean, slots = children.seconds / children.calls, children.lanes
+        mean = in_child = children.seconds / children.calls
+        slots = children.lanes
     return HandlerFindings(
         group=meter.group,
         handler=meter.name,
@@ -189,6 +199,7 @@ def _handler(
         failed_calls=meter.failed,
         rate=meter.done / seconds if seconds else 0.0,
         handler_seconds=_percentiles(meter.seconds) or Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        child_seconds=in_child,
         latency=_percentiles(meter.latency),
         age=_percentiles(meter.age),
         busiest=_busiest(meter, mean),
@@ -230,6 +241,11 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.4g} s"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 record`, `2,000 records`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def _bound(records_a_second: float) -> str:
     if records_a_second >= _BEYOND_ALL:
         return "which is no bound"
@@ -242,16 +258,21 @@ def _spread(found: Percentiles) -> str:
 
 
 def _handler_lines(one: HandlerFindings) -> list[str]:
-    failed = f", {one.failed_calls:,} calls failed" if one.failed_calls else ""
-    lines = [
-        f"handler {one.handler} ({one.executor}): {one.records:,} records, {one.rate:,.0f} a second{failed}"
-    ]
-    way = ", with the way to its child process and back" if one.executor == "process" else ""
+    failed = f", {counted(one.failed_calls, 'call')} failed" if one.failed_calls else ""
+    done = f"{counted(one.records, 'record')}, {one.rate:,.0f} a second{failed}"
+    lines = [f"handler {one.handler} ({one.executor}): {done}"]
+    way, at_a_time = "", "calls at a time"
+    if one.executor == "process":
+        within = (
+            "" if one.child_seconds is None else f"; in the child itself: mean {duration(one.child_seconds)}"
+        )
+        way = f", with the way to its child process, its queue there, and the way back{within}"
+        at_a_time = "calls running or on the way"
     lines.append(f"  call: {_spread(one.handler_seconds)}{way}")
     lines += _latency_lines(one)
     what = "child processes" if one.executor == "process" else "slots"
     lines.append(
-        f"  {what}: {one.slots} ({one.slots_used:.3g} calls at a time, in the mean), "
+        f"  {what}: {one.slots} ({one.slots_used:.3g} {at_a_time}, in the mean), "
         f"{_bound(one.slots_rate_bound)}"
     )
     busiest = one.busiest
@@ -259,7 +280,7 @@ def _handler_lines(one: HandlerFindings) -> list[str]:
         lines.append("  busiest key: none, its records run in no order")
     else:
         lines.append(
-            f"  busiest key: {busiest.key} of {busiest.partition}, {busiest.records:,} records "
+            f"  busiest key: {busiest.key} of {busiest.partition}, {counted(busiest.records, 'record')} "
             f"({busiest.share:.2%}), {duration(busiest.seconds)} one after another, "
             f"{_bound(busiest.rate_bound)}"
         )
@@ -278,12 +299,13 @@ def _latency_lines(one: HandlerFindings) -> list[str]:
     lines = []
     if one.latency is not None:
         lines.append(
-            f"  latency from intended send to done: {_spread(one.latency)} ({one.latency.number:,} records)"
+            f"  latency from intended send to done: {_spread(one.latency)} "
+            f"({counted(one.latency.number, 'record')})"
         )
     if one.age is not None:
         lines.append(
             f"  latency from timestamp to done, where no intended time is said: {_spread(one.age)} "
-            f"({one.age.number:,} records)"
+            f"({counted(one.age.number, 'record')})"
         )
     return lines
 

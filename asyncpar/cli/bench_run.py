@@ -16,7 +16,7 @@ from asyncpar.assembly import Rigging
 from asyncpar.cli.bench_limits import Looks
 from asyncpar.cli.bench_loop import LoopFigures, LoopWatch
 from asyncpar.cli.bench_meter import Meter
-from asyncpar.cli.bench_report import Findings, InChildren, progress
+from asyncpar.cli.bench_report import Findings, InChildren, counted, progress
 from asyncpar.cli.bench_setup import BenchRequest, Place, producers
 from asyncpar.cli.progress import ProgressLine
 from asyncpar.errors import AsyncparError, DrainIncompleteError, EngineError
@@ -31,6 +31,8 @@ _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.2
 _PAUSES_PER_LOOK = 50
 """A look at the app shall take no more than this part of the time: 2 %."""
 _REMOVAL_SECONDS = 10.0
+_LONG_DRAIN_SECONDS = 1.0
+"""Calls that run for so long after the end are named, with how long they are waited for."""
 _OPENING_SECONDS = 30.0
 """So long after the start partitions may take to open; then the bench is timed without them."""
 
@@ -61,6 +63,11 @@ class Bench:
         self._meter = Meter(request.records)
         self._watch = LoopWatch()
         self._loop: LoopFigures | None = None
+        """Of the bench, once it is over."""
+        self._loop_so_far = self._watch.figures()
+        """To the last look at which there was something to do."""
+        self._is_idle, self._done_at_look = False, 0
+        """Whether nothing was in flight at the last look, and nothing done since the one before."""
         self._looks: dict[str, Looks] = {}
         self._children: dict[tuple[str, str], InChildren] = {}
         self._ended_by = "the present end of the topics"
@@ -69,6 +76,7 @@ class Bench:
         self._connected_at: float | None = None
         """When every group had connected, by the monotonic clock."""
         self._progress = ProgressLine()
+        self._drain_is_told: asyncio.TimerHandle | None = None
 
     # -- as an app ---------------------------------------------------------------------------
 
@@ -100,6 +108,8 @@ class Bench:
             self._close()
             looking.cancel()
             watching.cancel()
+            if self._drain_is_told is not None:
+                self._drain_is_told.cancel()
             await asyncio.wait({looking, watching})
             self._progress.end()
             await self._remove_groups()
@@ -129,7 +139,8 @@ class Bench:
         """Count nothing more."""
         self._meter.close()
         if self._loop is None:
-            self._loop = self._watch.figures()
+            self._loop = self._loop_so_far if self._is_idle else self._watch.figures()
+            self._drain_is_told = asyncio.get_running_loop().call_later(_LONG_DRAIN_SECONDS, self._tell_drain)
 
     # -- looking -----------------------------------------------------------------------------
 
@@ -162,6 +173,15 @@ class Bench:
         everything = [partition for group in self._app.status().groups for partition in group.partitions]
         self._halted = [f"{one.topic}[{one.partition}]" for one in everything if one.state == "halted"]
 
+    def _tell_drain(self) -> None:
+        """The bench is over, and calls still run: why it does not end."""
+        running = sum(one.running for group in self._app.status().groups for one in group.handlers)
+        if running:
+            most = self._loaded.settings.shutdown_drain_timeout_ms / 1000
+            self._warn(
+                f"waiting up to {most:g} s (shutdown_drain_timeout_ms) for {counted(running, 'call')} to end"
+            )
+
     def _has_waited(self, now: float) -> bool:
         """Whether partitions have had their time to open; says so, since it is asked no more after that."""
         if self._connected_at is None or now - self._connected_at < _OPENING_SECONDS:
@@ -176,6 +196,10 @@ class Bench:
         if self._loop is not None:
             return  # it stops already
         self._watch.begin()
+        before, self._done_at_look = self._done_at_look, self._meter.done
+        self._is_idle = before == self._meter.done and not any(group.in_flight for group in status.groups)
+        if not self._is_idle:
+            self._loop_so_far = self._watch.figures()
         for group in status.groups:
             if group.state == "joined":
                 self._looks.setdefault(group.group, Looks()).add(group)
@@ -215,15 +239,24 @@ class Bench:
     def _findings(self) -> Findings:
         assert self._loop is not None
         return Findings(
-            self._request, self._names, self._ended_by, self._meter, self._loop, self._looks, self._children
+            self._request,
+            self._names,
+            self._ended_by,
+            self._meter,
+            self._loop,
+            self._looks,
+            self._children,
+            self._loaded.settings.event_loop,
         )
 
     def _nothing_done(self) -> str:
         failed = sum(one.failed for one in self._meter.handlers)
         if failed:
+            left = sum(sum(one.left.values()) for one in self._meter.handlers)
+            gone = f", {counted(left, 'record')} would have left for another topic" if left else ""
             return (
-                f"nothing to measure: {failed} calls failed and none ended well; see the log, and mend the "
-                "handler"
+                f"nothing to measure: {counted(failed, 'call')} failed and none ended well{gone}; see the "
+                "log, and mend the handler"
             )
         group = self._request.group
         instead = "--start earliest" if group is None else f"no --group: {group} has committed what there is"

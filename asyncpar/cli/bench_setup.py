@@ -202,14 +202,22 @@ def announcement(
         else:
             where = "from now on" if request.start == "latest" else "from the earliest record"
             line = f"{reading} {where}, as group {names[group.name]}, which is deleted afterwards"
-            own = f": offsets of group {group.name} are not touched" if group.name != NO_GROUP else ""
-            lines.append(line + own)
+            lines.append(line)
+            if group.name != NO_GROUP:
+                lines.append(
+                    f"group {group.name} itself is not joined and its offsets are not touched: where the log "
+                    f"names it below, it means {names[group.name]}"
+                )
     lines.append("the handlers run for real: what they write or call is written and called once more")
     for handler in _departing(groups):
         what = "dead letters" if handler.dead_letter is not None else "records for retry topics"
         if handler.dead_letter is not None and handler.spec.retry_topics:
             what = "dead letters and records for retry topics"
-        how = "are written" if request.for_real else "are counted and not written (--for-real writes them)"
+        how = (
+            "are written"
+            if request.for_real
+            else ("are counted and not written, whatever the log says below (--for-real writes them)")
+        )
         lines.append(f"{what} of {handler.spec.name} {how}")
     return lines
 

@@ -27,7 +27,9 @@ _SHORTEST_SECRET = 4
 """Shorter secrets are not searched for: they would black out ordinary words."""
 LOOKUP_FAILED = "Group Coordinator Request failed: %s"
 """What aiokafka logs as an error whenever it does not learn the group's coordinator, also if it asks on."""
+_CLIENT_LOGGER = "aiokafka"
 _COORDINATOR_LOGGER = "aiokafka.consumer.group_coordinator"
+_REPEAT_SECONDS = 10.0
 _LOOKUP_SECONDS = 10.0
 """How long failing lookups are ordinary: a fresh cluster makes its topic of offsets at the first join."""
 _CREDENTIALS = re.compile(
@@ -122,6 +124,34 @@ def quiet_first_lookups() -> None:
     logger.addFilter(LookupFilter())
 
 
+class RepeatFilter(logging.Filter):
+    """Lets the client say the same thing once in `_REPEAT_SECONDS`, with how often it did meanwhile.
+
+    That is the field `repeated`. While no broker answers the client logs tens of lines a second, each with
+    another number in it: what asyncpar says of the outage would drown. The same thing is what the same line
+    of the client's code logs. Sits on handlers, one each; warnings and worse only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, int], tuple[float, int]] = {}
+        """When each was let through last, and how often not since then."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a repetition."""
+        if record.levelno < logging.WARNING or record.name.partition(".")[0] != _CLIENT_LOGGER:
+            return True
+        key, now = (record.pathname, record.lineno), time.monotonic()
+        said_at, more = self._said.get(key, (-_REPEAT_SECONDS, 0))
+        if now - said_at < _REPEAT_SECONDS:
+            self._said[key] = said_at, more + 1
+            return False
+        self._said[key] = now, 0
+        if more:
+            record.repeated = more
+        return True
+
+
 class TextFormatter(logging.Formatter):
     """`2030-01-31T12:00:00.123Z INFO    asyncpar.runtime: message key=value`, in UTC."""
 
@@ -182,6 +212,8 @@ def configure(loaded: Loaded) -> None:
     logging.captureWarnings(True)
     secret_filter = SecretFilter(secret_values(settings))
     for handler in _handlers():
+        if settings.log_level != "debug":
+            handler.addFilter(RepeatFilter())
         handler.addFilter(secret_filter)
 
 

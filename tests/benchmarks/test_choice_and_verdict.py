@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.choice import LeftOut, chosen, prepared
+from benchmarks.choice import LeftOut, chosen, prepared, unasked
 from benchmarks.harness import Results, Row, Run, Task, uncommitted
 from benchmarks.load import Load
 
@@ -53,6 +54,29 @@ def test_all_rows_and_contenders_run_unless_some_are_named():
     assert chosen(rows, None, None) == rows
     assert [one.name for one in chosen(rows, "two", None)] == ["two"]
     assert [list(one.contenders) for one in chosen(rows, "one", "floor, rival")] == [["floor", "rival"]]
+
+
+def test_what_was_not_asked_for_is_said_to_be_left_out():
+    """So that nobody takes a selection for all there is."""
+    assert unasked([row("one"), row("two")], "ours, floor") == dict.fromkeys(
+        ("rival", "rival fast"), "not asked for (--contenders)"
+    )
+    assert unasked([row()], None) == {}
+
+
+def test_the_folder_of_the_json_is_made_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """And where it cannot be made, that is said before too."""
+    parser = argparse.ArgumentParser()
+    harness.make_folder_of(None, parser)
+    harness.make_folder_of(tmp_path / "build" / "benchmarks" / "p1.json", parser)
+    assert (tmp_path / "build" / "benchmarks").is_dir()
+    (tmp_path / "file").touch()
+    for path, why in ((tmp_path / "file" / "p1.json", "File exists"), (tmp_path, "it is a folder")):
+        with pytest.raises(SystemExit):
+            harness.make_folder_of(path, parser)
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

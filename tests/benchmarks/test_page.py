@@ -11,6 +11,7 @@ from benchmarks import course, page
 from benchmarks.all import WORKLOADS
 from benchmarks.harness import Row, Run
 from benchmarks.load import Load
+from benchmarks.page_reasons import WHY_MISSED
 from benchmarks.page_results import contenders, doubts, kept, parts, read, targets
 from benchmarks.report import environment, plain, settings, summary
 
@@ -85,6 +86,14 @@ def test_figures_that_prove_little_are_marked(rates, load_average, doubt):
     made = page.files({"p2": found(load_average, **{"10ms": right(*rates)})})["benchmarks.md"]
     assert f"**Not to be quoted**: {doubt}" in told(made, "P2")
     assert "| met, all 1 | no |" in made
+
+
+def test_a_missed_target_has_its_reason():
+    """And one that is met needs none; every reason is of a workload that there is."""
+    missed, met = (page.files({"p2": found(**{"10ms": right(rate, rate, rate)})}) for rate in (50.0, 95.0))
+    assert WHY_MISSED["p2"] in told(missed["benchmarks.md"], "P2")
+    assert "Why not all is met" not in told(met["benchmarks.md"], "P2")
+    assert WHY_MISSED.keys() <= {one.name for one in page.workloads()}
 
 
 def test_the_same_results_give_the_same_files():

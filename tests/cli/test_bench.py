@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from asyncpar import App, Deduplicate, Record, Retry, headers
 from asyncpar.assembly import client_config
 from asyncpar.cli import bench_run
-from asyncpar.cli.bench import bench
+from asyncpar.cli.bench import bench, stdout_alone
 from asyncpar.cli.bench_report import Findings, duration
 from asyncpar.cli.bench_run import Bench
 from asyncpar.cli.bench_setup import (
@@ -235,7 +237,7 @@ async def test_nothing_handled_is_an_error_that_says_what_to_do() -> None:
         await World().run(billing())
     world = World()
     world.broker.send("orders", b"7")
-    with pytest.raises(EngineError, match="1 calls failed and none ended well"):
+    with pytest.raises(EngineError, match="1 call failed and none ended well, 1 record would have left"):
         await world.run(billing(dead_letter=".dlq", on_error={ValueError: "dead_letter"}))
     assert world.found == []
     assert len(world.removed) == 1
@@ -363,7 +365,12 @@ async def test_handlers_in_child_processes_are_judged_by_what_they_take_there(tm
     [handler] = found.handlers
     assert (handler.executor, handler.slots, handler.records) == ("process", 1, 300)
     assert handler.slots_rate_bound > 1 / handler.handler_seconds.mean
-    assert "with the way to its child process and back" in "\n".join(found.as_lines())
+    text = "\n".join(found.as_lines())
+    assert "with the way to its child process" in text
+    assert handler.child_seconds is not None
+    assert 0 < handler.child_seconds < handler.handler_seconds.mean
+    assert f"in the child itself: mean {duration(handler.child_seconds)}" in text
+    assert "calls running or on the way" in text
 
 
 async def test_how_far_it_is_stands_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +382,63 @@ async def test_how_far_it_is_stands_on_the_terminal(monkeypatch: pytest.MonkeyPa
     assert re.search(r" s  \d+ done  \d+/s  \d+ in flight  \d+ not done", text)
     assert "\n" not in text
     assert text.endswith("\r\x1b[K")
+
+
+async def test_what_comes_after_the_last_record_is_not_measured() -> None:
+    """With --seconds beyond the end of the topics: the verdict is that of the time before."""
+    found = await World(records=400, keys=400).run(billing(0.05, concurrency=20), seconds=3)
+    [group] = found.groups
+    assert found.ended_by == "--seconds 3"
+    assert group.verdict is not None
+    assert group.verdict.limit == "slots"
+    assert found.handlers[0].slots_used > 10
+
+
+async def test_a_bench_that_waits_for_calls_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many still run after its end, and for how long it waits for them."""
+    monkeypatch.setattr("asyncpar.cli.bench_run._LONG_DRAIN_SECONDS", 0.02)
+    world, app, release, started = World(records=11, keys=11), App(group="billing"), asyncio.Event(), []
+
+    @app.topic("orders")
+    async def bill(order: bytes) -> None:
+        if order != b"10":
+            started.append(order)
+            await release.wait()
+
+    one = world.bench(app)
+    running = asyncio.create_task(one.run(drain_and_exit=True, on_started=nothing))
+    async with asyncio.timeout(BOUND_SECONDS):
+        while len(started) < 10 or not one._meter.done:  # noqa: ASYNC110 - the handler's own affair
+            await asyncio.sleep(0.01)
+        one.stop()
+        while not world.warnings:  # noqa: ASYNC110 - likewise
+            await asyncio.sleep(0.01)
+        release.set()
+        await running
+    [warning] = world.warnings
+    assert warning.startswith("waiting up to 30 s (shutdown_drain_timeout_ms) for 10 calls to end")
+
+
+async def test_a_mean_far_from_the_median_is_said() -> None:
+    """As where a few records take most of the time."""
+    found = await World(records=200).run(billing())
+    found.windows, found.rate, found.records, found.seconds = [90.0, 100.0, 110.0], 100.0, 1000, 5.0
+    assert "(median of 3 windows, 90 to 110; 200 in the mean)" in found.as_lines()[1]
+    found.seconds = 9.0
+    assert "in the mean" not in found.as_lines()[1]
+
+
+def test_what_handlers_print_leaves_stdout_to_the_json(capfd: pytest.CaptureFixture[str]) -> None:
+    """Through Python, and as a child process does."""
+    with stdout_alone() as stdout:
+        print("from the handler")  # noqa: T201 - what handlers do
+        subprocess.run([sys.executable, "-c", "print('from its child')"], check=True, timeout=30)
+        print("the object", file=stdout)
+    print("later")  # noqa: T201 - likewise
+    out, err = capfd.readouterr()
+    assert out == "the object\nlater\n"
+    assert "from the handler" in err
+    assert "from its child" in err
 
 
 async def test_findings_are_json() -> None:
@@ -455,7 +519,10 @@ def test_a_group_of_its_own_begins_where_it_is_told_whatever_the_app_says() -> N
         ({"seconds": 5, "records": 9}, ["for 5 s or until 9 records are done, whichever is first"]),
         (
             {"start": "latest", "seconds": 5},
-            ["from now on, as group new", "offsets of group billing are not"],
+            [
+                "from now on, as group new",
+                "its offsets are not touched: where the log names it below, it means new",
+            ],
         ),
         (
             {"group": "new", "for_real": True},

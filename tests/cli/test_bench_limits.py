@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import get_args
 
 import pytest
 
-from asyncpar.cli.bench_advice import _SHORT, _WORDS, advised
+from asyncpar.cli.bench_advice import _SHORT, _WORDS, Setting, advised
 from asyncpar.cli.bench_limits import Limit, Look, Looks, Verdict, looked_at
 from asyncpar.cli.bench_loop import LoopFigures
 from asyncpar.cli.bench_report import Busiest, HandlerFindings, Percentiles
@@ -26,6 +27,7 @@ BILL = HandlerFindings(
     7,
     100.0,
     NONE_OF_IT,
+    None,
     None,
     None,
     Busiest("orders[0]", "alice", 100, 0.1, 1.0, 1000.0),
@@ -118,6 +120,21 @@ def test_handlers_that_keep_up_are_no_limit_even_on_a_busy_loop() -> None:
     assert looks.verdict(LoopFigures(0.9, 0.01, 0.1, 0.95, 0.95), has_threads=False).limit == "input"
 
 
+def test_what_follows_the_last_record_says_nothing() -> None:
+    """Idle looks count once more was done, as where records come seldom; not those until the time is up."""
+    looks = Looks()
+    for _ in range(3):
+        looks.add(BUSY)
+    for _ in range(100):
+        looks.add(group(handler(succeeded=50)))
+    verdict = looks.verdict(IDLE, has_threads=False)
+    assert (looks.number, verdict.limit, verdict.share) == (4, "slots", 0.75)
+    assert looks.running("bill") == 7.5
+    looks.add(group(handler(succeeded=51)))
+    assert (looks.number, looks.verdict(IDLE, has_threads=False).limit) == (104, "input")
+    assert Looks().verdict(IDLE, has_threads=False).limit == "input"
+
+
 @pytest.mark.parametrize("limit", get_args(Limit))
 def test_each_limit_has_its_words(limit: Limit) -> None:
     """Two sentences: why, and what to change; none of them names what is not known."""
@@ -134,6 +151,58 @@ def test_keys_behind_a_full_buffer_are_told_apart() -> None:
     assert "alice, has 10.00% of the records of bill" in free.because
     assert "max_in_flight" not in free.change
     assert full.change.startswith("raise max_in_flight")
+
+
+def test_a_larger_buffer_is_not_advised_where_the_busiest_key_is_the_bound() -> None:
+    """Records of other keys end no sooner for being there."""
+    assert BILL.busiest is not None
+    near = dataclasses.replace(BILL, rate=900.0)
+    assert "max_in_flight" not in advised(Verdict("keys", 0.9, buffer_share=0.8), [near], IDLE).change
+    far = dataclasses.replace(BILL, rate=800.0)
+    assert "max_in_flight" in advised(Verdict("keys", 0.9, buffer_share=0.8), [far], IDLE).change
+
+
+def test_uvloop_is_advised_where_calls_wait_and_it_is_not_there_yet() -> None:
+    """For handlers that compute it gives nothing."""
+    waits = Verdict("loop", 0.9)
+    assert "uvloop" in advised(waits, [BILL], IDLE).change
+    assert "uvloop" not in advised(waits, [BILL], IDLE, Setting(event_loop="uvloop")).change
+    quick = dataclasses.replace(BILL, handler_seconds=Percentiles(1, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5))
+    assert "uvloop" not in advised(waits, [quick], IDLE).change
+
+
+def test_earliest_is_advised_to_those_who_begin_at_the_end() -> None:
+    """Who began with the first record has had all there is."""
+    assert "--start earliest" in advised(Verdict("input", 0.9), [BILL], IDLE, Setting(True)).change
+    assert "--start earliest" not in advised(Verdict("input", 0.9), [BILL], IDLE).change
+
+
+def test_what_holds_records_back_has_words_of_its_own() -> None:
+    """A limit, a breaker, and a cluster that does not answer."""
+    because, change = advised(Verdict("held", 0.9, "waiting for the rate limit"), [BILL], IDLE)
+    assert "were waiting for the rate limit" in because
+    assert change.startswith("raise the rate limit")
+    assert "opened" in advised(Verdict("held", 0.9, "waiting for the breaker"), [BILL], IDLE).change
+    because, change = advised(Verdict("held", 0.9, "held"), [BILL], IDLE)
+    assert "did not answer heartbeats" in because
+    assert "brokers" in change
+
+
+def test_threads_that_compute_are_told_that_slots_do_not_help() -> None:
+    """They share one core, which is seen where the process uses much of one."""
+    threads = dataclasses.replace(BILL, executor="thread")
+    slots = Verdict("slots", 0.9, "bill")
+    assert 'executor="process" does' in advised(slots, [threads], IDLE._replace(process_share=0.7)).because
+    assert "process" not in advised(slots, [threads], IDLE._replace(process_share=0.3)).because
+    assert "process" not in advised(slots, [BILL], IDLE._replace(process_share=0.7)).because
+
+
+def test_a_loop_with_time_to_spare_is_not_named_as_the_second_limit() -> None:
+    """That something was ready at that moment is no want of time."""
+    also = Verdict("held", 0.6, "waiting for the rate limit", second=Look("loop"), second_share=0.4)
+    assert "besides" not in advised(also, [BILL], IDLE).because
+    busy = IDLE._replace(thread_share=0.6)
+    assert "besides: the event loop" in advised(also, [BILL], busy).because
 
 
 def test_the_second_limit_is_named_when_it_took_its_time() -> None:

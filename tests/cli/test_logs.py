@@ -13,7 +13,14 @@ import pytest
 from aiokafka.consumer import group_coordinator
 from aiokafka.errors import GroupCoordinatorNotAvailableError, InvalidGroupIdError
 
-from asyncpar.cli.logs import LOOKUP_FAILED, JsonFormatter, SecretFilter, TextFormatter, configure
+from asyncpar.cli.logs import (
+    LOOKUP_FAILED,
+    JsonFormatter,
+    RepeatFilter,
+    SecretFilter,
+    TextFormatter,
+    configure,
+)
 from asyncpar.errors import SettingError
 from asyncpar.settings_sources import load
 
@@ -263,17 +270,49 @@ def test_lookups_that_go_on_failing_are_errors(
     monkeypatch.setattr("asyncpar.cli.logs.time.monotonic", lambda: now[0])
     configure(load(cli={"log_level": "info"}))
     seen = []
-    for moment in (0, 9, 11, 12, 60):
+    for moment in (0, 9, 11, 16, 21, 60):
         now[0] = 1000.0 + moment
         _lookup_failed(lookup_log, GroupCoordinatorNotAvailableError())
         seen.append(" ERROR   " in capsys.readouterr().err)
-    assert seen == [False, False, True, True, False]
+    assert seen == [False, False, True, False, True, False]
 
 
 def test_the_client_still_words_it_so():
     """The filter goes by the client's own text: a new version that words it anew is seen here."""
     source = inspect.getsource(group_coordinator)
     assert f'log.error("{LOOKUP_FAILED}", err)' in source
+
+
+def _said(name: str, line: int, level: int = logging.ERROR) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "client.py", line, "no connection to node %s", (line,), None)
+
+
+def test_the_client_says_the_same_thing_once_in_ten_seconds(monkeypatch: pytest.MonkeyPatch):
+    """By the line of its code, with how often it did meanwhile; asyncpar's lines and other lines pass."""
+    now = [100.0]
+    monkeypatch.setattr("asyncpar.cli.logs.time.monotonic", lambda: now[0])
+    repeats = RepeatFilter()
+    assert [repeats.filter(_said("aiokafka.client", 7)) for _ in range(500)] == [True, *[False] * 499]
+    assert repeats.filter(_said("aiokafka.client", 8))
+    assert all(repeats.filter(_said("asyncpar.runtime", 7)) for _ in range(3))
+    assert all(repeats.filter(_said("aiokafka.client", 7, logging.INFO)) for _ in range(3))
+    now[0] = 110.0
+    again = _said("aiokafka.client", 7)
+    assert repeats.filter(again)
+    assert TextFormatter().format(again).endswith("no connection to node 7 repeated=499")
+    now[0] = 125.0
+    once_more = _said("aiokafka.client", 7)
+    assert repeats.filter(once_more)
+    assert "repeated" not in TextFormatter().format(once_more)
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 1), ("debug", 5)])
+def test_a_run_leaves_out_what_the_client_repeats(level: str, lines: int, capsys: pytest.CaptureFixture[str]):
+    """With log_level=debug everything is there."""
+    configure(load(cli={"log_level": level}))
+    for _ in range(5):
+        logging.getLogger("aiokafka.conn").error("no connection")
+    assert capsys.readouterr().err.count("no connection") == lines
 
 
 def test_warnings_of_python_are_log_lines_too(capsys: pytest.CaptureFixture[str], captured_warnings: None):
