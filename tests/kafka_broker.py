@@ -30,6 +30,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from tests.freezing import freeze
 from tests.kafka_jars import BrokerUnavailable, java_command, java_version, kafka_home
 
 __all__ = [
@@ -311,7 +312,7 @@ class KafkaBroker:
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open and nothing answers."""
-        os.kill(self.pid, signal.SIGSTOP)
+        freeze(self.pid)
 
     def resume(self) -> None:
         """SIGCONT after pause()."""

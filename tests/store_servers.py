@@ -23,6 +23,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.freezing import freeze
 from tests.kafka_broker import LOOPBACK, free_port
 
 REQUIRED = "ASYNCPAR_REQUIRE_STORES"
@@ -85,7 +86,7 @@ class StoreServer:
     def pause(self) -> None:
         """Freeze it: connections stay open, and nothing answers."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
+        freeze(self._process.pid)
 
     def resume(self) -> None:
         assert self._process is not None

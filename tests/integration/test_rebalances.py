@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asyncpar.testing.history import Event, HistoryFile, Kind, read
-from tests import kafka_tools
+from tests import freezing, kafka_tools
 from tests.conftest import Broker, TopicFactory
 from tests.integration.conftest import MemberFactory
 from tests.integration.coverage import ended, started
@@ -222,7 +222,7 @@ def note(history_path: Path, kind: Kind, member: Member) -> int:
 def freeze(history_path: Path, member: Member) -> int:
     """SIGSTOP; returns when."""
     at_ns = note(history_path, "freeze", member)
-    os.kill(member.pid, signal.SIGSTOP)
+    freezing.freeze(member.pid)
     return at_ns
 
 
