@@ -1,15 +1,16 @@
 """Taking records out of the client: fairly, and without losing any when a partition raises.
 
 Lives here: which buffered partition is drained next, what an exception of the client costs, how long brokers
-may hold an empty fetch. Never here: which partitions are wanted. Called by `aiokafka_consumer` for the
-poller, one call at a time. Always: what one partition yielded is returned before another's error is raised.
+may hold an empty fetch and how much of one partition they may send. Never here: which partitions are wanted.
+Called by `aiokafka_consumer` for the poller, one call at a time. Always: what one partition yielded is
+returned before another's error is raised.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition as ClientPartition
@@ -25,6 +26,10 @@ NOBODY = ClientPartition("__asyncpar_none__", 0)
 # while there is work, and let an idle client sleep.
 BUSY_WAIT_MS = 50
 IDLE_AFTER_SECONDS = 2.0
+# The client asks for a partition again once what it has of it is used up. One that alone has records makes
+# that way for each answer of its own, where several share it: it gets the bytes that the others do not use.
+ALONE_AFTER_SECONDS = 0.2
+MOST_SHARES = 8
 
 
 class FairFetch:
@@ -36,7 +41,10 @@ class FairFetch:
         self._group = group
         self._idle_wait_ms = max_wait_ms
         self._wait_ms = max_wait_ms
-        self._last_work = time.monotonic()
+        self._last_work = self._alone_since = time.monotonic()
+        self._alone: Any = None
+        """The partition that alone has had records since `_alone_since`."""
+        self._shares = 1
         self._held: AsyncparError | None = None
         self._careful: set[tuple[str, int]] = set()
 
@@ -59,7 +67,7 @@ class FairFetch:
             taken.update(await self._wait(wanted, timeout_ms))
             ready = self._inside.buffered(wanted) if taken else []
         await self._drain(ready, taken, max_records - len(taken), max_per_partition or max_records)
-        self._adapt(bool(taken))
+        self._adapt(taken, len(ready), len(wanted))
         return [Chunk(tp.topic, tp.partition, records) for tp, records in taken.items()]
 
     async def _check(self, timeout_ms: int) -> None:
@@ -143,12 +151,23 @@ class FairFetch:
             raise
         return answer
 
-    def _adapt(self, busy: bool) -> None:
+    def _adapt(self, taken: Mapping[Any, object], ready: int, wanted: int) -> None:
+        """After each fetch: of so many partitions some were buffered, and these yielded records."""
         now = time.monotonic()
-        if busy:
+        if taken:
             self._last_work = now
+            self._give_shares(next(iter(taken)), now, ready, wanted)
         idle = now - self._last_work > IDLE_AFTER_SECONDS
         wait_ms = self._idle_wait_ms if idle else min(BUSY_WAIT_MS, self._idle_wait_ms)
         if wait_ms != self._wait_ms:
             self._wait_ms = wait_ms
             self._inside.wait_at_broker(wait_ms)
+
+    def _give_shares(self, tp: Any, now: float, ready: int, wanted: int) -> None:
+        if ready > 1 or tp != self._alone:
+            self._alone, self._alone_since = tp, now
+        is_alone = now - self._alone_since > ALONE_AFTER_SECONDS
+        shares = min(wanted, MOST_SHARES) if is_alone else 1
+        if shares != self._shares:
+            self._shares = shares
+            self._inside.take_shares(shares)

@@ -53,6 +53,8 @@ class ClientInternals:
         self._group = group
         self._fetcher: Any = None
         self._coordinator: Any = None
+        self._fetch_bytes = (0, 0)
+        """What the settings allow of one partition in an answer, and of all."""
         self._counts: dict[str, int] = {}
         self._fenced: FencedInstanceIdError | None = None
         require_parts(consumer)
@@ -78,6 +80,7 @@ class ClientInternals:
         self._fetcher, self._coordinator = self._consumer._fetcher, self._consumer._coordinator
         require_parts(self._fetcher)
         require_parts(self._coordinator)
+        self._fetch_bytes = self._fetcher._max_partition_fetch_bytes, self._fetcher._fetch_max_bytes
         if is_known_client() and not client_records:
             self._fetcher._records = Chunks(self._fetcher._records)
         coordinator = self._coordinator
@@ -266,6 +269,17 @@ class ClientInternals:
     def wait_at_broker(self, wait_ms: int) -> None:
         """How long the broker may hold the next fetches when it has nothing."""
         self._fetcher._fetch_max_wait_ms = wait_ms
+
+    def take_shares(self, shares: int) -> None:
+        """Let the next answers have so many times `max_partition_fetch_bytes` of one partition.
+
+        With more than 1 an answer as a whole is no larger: a second partition that has records again may get
+        less of the first of them.
+        """
+        of_one, of_all = self._fetch_bytes
+        if shares > 1:
+            of_one = of_all = min(of_all, shares * of_one)
+        self._fetcher._max_partition_fetch_bytes, self._fetcher._fetch_max_bytes = of_one, of_all
 
     # --- the end
 

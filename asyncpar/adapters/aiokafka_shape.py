@@ -68,7 +68,14 @@ _PARTS: dict[type, tuple[str, ...]] = {
     AIOKafkaConnection: ("_request_timeout", "_writer"),
     SubscriptionState: ("_fetch_count", "_last_fetch_ended", "subscription", "topics"),
     TopicPartitionState: ("highwater", "lso"),
-    Fetcher: ("_records", "_fetch_task", "_pending_tasks", "_fetch_max_wait_ms"),
+    Fetcher: (
+        "_records",
+        "_fetch_task",
+        "_pending_tasks",
+        "_fetch_max_wait_ms",
+        "_fetch_max_bytes",
+        "_max_partition_fetch_bytes",
+    ),
     GroupCoordinator: (
         "generation",
         "member_id",

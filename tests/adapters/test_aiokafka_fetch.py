@@ -11,7 +11,13 @@ from aiokafka import TopicPartition as ClientPartition
 from aiokafka.errors import CorruptRecordException, GroupAuthorizationFailedError, KafkaError
 from aiokafka.errors import OffsetOutOfRangeError as ClientOutOfRange
 
-from asyncpar.adapters.aiokafka_fetch import BUSY_WAIT_MS, NOBODY, FairFetch
+from asyncpar.adapters.aiokafka_fetch import (
+    ALONE_AFTER_SECONDS,
+    BUSY_WAIT_MS,
+    MOST_SHARES,
+    NOBODY,
+    FairFetch,
+)
 from asyncpar.errors import AuthorizationError, FetchError, OffsetOutOfRangeError
 from asyncpar.records import Chunk, TopicPartition
 
@@ -33,6 +39,7 @@ class Client:
         self.running = 0
         self.group_error: Exception | None = None
         self.waits: list[int] = []
+        self.shares: list[int] = []
         self.sought: list[tuple[Any, int]] = []
 
     async def getmany(self, *partitions: Any, max_records: int, timeout_ms: int) -> dict[Any, list[Any]]:
@@ -96,6 +103,14 @@ class Client:
 
     def wait_at_broker(self, wait_ms: int) -> None:
         self.waits.append(wait_ms)
+
+    def arrives(self, tp: TopicPartition) -> None:
+        """One record of a partition that had none."""
+        key = ClientPartition(*tp)
+        self.logs[key], self.positions[key], self.buffers[key] = [0], 0, 0
+
+    def take_shares(self, shares: int) -> None:
+        self.shares.append(shares)
 
 
 def fair(client: Client) -> FairFetch:
@@ -246,3 +261,31 @@ async def test_brokers_wait_short_while_there_is_work(monkeypatch: pytest.Monkey
     fetch._last_work -= 2.5
     await fetch.fetch([A], 10, 1)
     assert client.waits == [BUSY_WAIT_MS, 500]
+
+
+async def test_a_partition_that_alone_has_records_gets_the_bytes_of_the_others() -> None:
+    """After a fifth of a second of it, for as long as it lasts; of as many as are asked for, 8 at most."""
+    client = Client(a=list(range(100)))
+    fetch = fair(client)
+    others = [TopicPartition("t", number) for number in range(20)]
+    await fetch.fetch([A, *others], 10, 1)
+    assert client.shares == []
+    fetch._alone_since -= ALONE_AFTER_SECONDS + 0.1
+    await fetch.fetch([A, B], 10, 1)
+    assert client.shares == [2]
+    await fetch.fetch([A, *others], 10, 1)
+    assert client.shares == [2, MOST_SHARES]
+    client.arrives(B)
+    await fetch.fetch([A, B], 10, 1)
+    assert client.shares == [2, MOST_SHARES, 1]
+
+
+async def test_partitions_that_have_records_in_turn_share_the_bytes() -> None:
+    """Each alone for a moment is not one that alone has records."""
+    client = Client(a=[0])
+    fetch = fair(client)
+    await fetch.fetch([A, B], 10, 1)
+    fetch._alone_since -= ALONE_AFTER_SECONDS + 0.1
+    client.arrives(B)
+    await fetch.fetch([A, B], 10, 1)
+    assert client.shares == []

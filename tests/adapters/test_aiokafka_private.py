@@ -123,6 +123,29 @@ async def test_records_are_read_directly_where_the_client_is_known(
     await close_consumer(offline.consumer, offline.inside, leave=False, timeout_s=1.0)
 
 
+async def test_shares_are_in_the_fetch_that_the_client_builds(offline: Offline) -> None:
+    """Of one partition so many times the setting, of the answer as a whole no more; and back."""
+    fetcher, inside = offline.consumer._fetcher, offline.inside
+    before = fetcher._max_partition_fetch_bytes, fetcher._fetch_max_bytes
+    assert before == (1 << 20, 50 << 20)
+
+    def limits() -> tuple[int, int]:
+        state = SimpleNamespace(has_valid_position=True, paused=False, position=7)
+        assignment = SimpleNamespace(tps=[TP], state_value=lambda _: state)
+        fetcher._select_read_replica = lambda _: 1
+        [(_, request)], *_ = fetcher._get_actions_per_node(assignment)
+        [(_, [(_, _, of_one)])] = request.topics
+        return of_one, request._max_bytes
+
+    assert limits() == before
+    inside.take_shares(8)
+    assert limits() == (8 << 20, 8 << 20)
+    inside.take_shares(64)
+    assert limits() == (50 << 20, 50 << 20)
+    inside.take_shares(1)
+    assert limits() == before
+
+
 async def test_heartbeats_and_syncs_extend_the_lease(offline: Offline) -> None:
     """The send time of an answered Heartbeat or SyncGroup counts, and an answer of 25 does not."""
     for request in (HeartbeatRequest("g", 1, "m"), SyncGroupRequest("g", 1, "m", None, [])):
