@@ -54,9 +54,9 @@ WHY_MISSED: Mapping[str, str] = MappingProxyType(
             "Python's lock. The bare pool is told once for a whole batch, and keeps no order."
         ),
         "busy_partition": (
-            "The client asks a broker again for a partition once what it sent last is used up: one "
-            "partition with most of the records waits for that, with nobody else's to do meanwhile. The "
-            "raw loop loses as much. Larger fetches (`max_partition_fetch_bytes`) help."
+            "The client asks a broker again for a partition once what it sent last is used up, and has "
+            "nobody else's records to do meanwhile. asyncpar asks for more of a partition that alone has "
+            "records; the raw loop, which does not, shows what that is worth."
         ),
     }
 )

@@ -43,8 +43,7 @@ class FairFetch:
         self._wait_ms = max_wait_ms
         self._last_work = self._alone_since = time.monotonic()
         self._alone: Any = None
-        """The partition that alone has had records since `_alone_since`."""
-        self._shares = 1
+        """The partition that alone has had records, without a pause, since `_alone_since`."""
         self._held: AsyncparError | None = None
         self._careful: set[tuple[str, int]] = set()
 
@@ -155,19 +154,14 @@ class FairFetch:
         """After each fetch: of so many partitions some were buffered, and these yielded records."""
         now = time.monotonic()
         if taken:
+            tp, *more = taken
+            if more or ready > 1 or tp != self._alone or now - self._last_work > ALONE_AFTER_SECONDS:
+                self._alone, self._alone_since = tp, now
             self._last_work = now
-            self._give_shares(next(iter(taken)), now, ready, wanted)
+            is_alone = now - self._alone_since > ALONE_AFTER_SECONDS
+            self._inside.take_shares(min(wanted, MOST_SHARES) if is_alone else 1)
         idle = now - self._last_work > IDLE_AFTER_SECONDS
         wait_ms = self._idle_wait_ms if idle else min(BUSY_WAIT_MS, self._idle_wait_ms)
         if wait_ms != self._wait_ms:
             self._wait_ms = wait_ms
             self._inside.wait_at_broker(wait_ms)
-
-    def _give_shares(self, tp: Any, now: float, ready: int, wanted: int) -> None:
-        if ready > 1 or tp != self._alone:
-            self._alone, self._alone_since = tp, now
-        is_alone = now - self._alone_since > ALONE_AFTER_SECONDS
-        shares = min(wanted, MOST_SHARES) if is_alone else 1
-        if shares != self._shares:
-            self._shares = shares
-            self._inside.take_shares(shares)

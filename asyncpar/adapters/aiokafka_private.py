@@ -55,6 +55,7 @@ class ClientInternals:
         self._coordinator: Any = None
         self._fetch_bytes = (0, 0)
         """What the settings allow of one partition in an answer, and of all."""
+        self._shares = 1
         self._counts: dict[str, int] = {}
         self._fenced: FencedInstanceIdError | None = None
         require_parts(consumer)
@@ -85,6 +86,11 @@ class ClientInternals:
             self._fetcher._records = Chunks(self._fetcher._records)
         coordinator = self._coordinator
         send, wait = coordinator._send_req, self._subscription.wait_for_assignment
+        requests = self._fetcher._get_actions_per_node
+
+        def limited_requests(assignment: Any) -> Any:
+            self._limit_answers()
+            return requests(assignment)
 
         async def watched_send(request: Any) -> Any:
             sent = time.monotonic()
@@ -108,6 +114,7 @@ class ClientInternals:
                 self.check_errors()
             return wait()
 
+        self._fetcher._get_actions_per_node = limited_requests
         coordinator._send_req = watched_send
         self._subscription.wait_for_assignment = wait_unless_refused
         # The client's own reading of committed offsets takes "group loading" for "nothing committed".
@@ -273,12 +280,16 @@ class ClientInternals:
     def take_shares(self, shares: int) -> None:
         """Let the next answers have so many times `max_partition_fetch_bytes` of one partition.
 
-        With more than 1 an answer as a whole is no larger: a second partition that has records again may get
-        less of the first of them.
+        With more than 1 an answer as a whole is no larger, and it is asked for only while nothing is
+        buffered: the client fetches for each partition that has nothing, whether or not anybody takes it.
         """
+        self._shares = shares
+
+    def _limit_answers(self) -> None:
+        """For the requests that the client is about to build."""
         of_one, of_all = self._fetch_bytes
-        if shares > 1:
-            of_one = of_all = min(of_all, shares * of_one)
+        if self._shares > 1 and not self._fetcher._records:
+            of_one = of_all = min(of_all, self._shares * of_one)
         self._fetcher._max_partition_fetch_bytes, self._fetcher._fetch_max_bytes = of_one, of_all
 
     # --- the end

@@ -75,6 +75,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
         "_fetch_max_wait_ms",
         "_fetch_max_bytes",
         "_max_partition_fetch_bytes",
+        "_get_actions_per_node",
     ),
     GroupCoordinator: (
         "generation",

@@ -18,6 +18,7 @@ import click
 from asyncpar.cli import loops
 from asyncpar.cli.ranges import FiniteRange
 from asyncpar.cli.run import live, prepare, run, settings_given
+from asyncpar.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from asyncpar.cli.bench_report import Findings
@@ -101,6 +102,12 @@ def execute(request: BenchRequest, how: Mapping[str, Any]) -> int:
 
     Raises AsyncparError for what is wrong before the start.
     """
+    # Before anything of the app is imported: that may print too.
+    with stdout_alone() if request.as_json else nullcontext(sys.stdout) as out:
+        return _measure(request, how, out)
+
+
+def _measure(request: BenchRequest, how: Mapping[str, Any], out: TextIO | None) -> int:
     from asyncpar.cli import bench_setup
     from asyncpar.cli.bench_run import Bench
 
@@ -123,27 +130,32 @@ def execute(request: BenchRequest, how: Mapping[str, Any]) -> int:
     for line in bench_setup.announcement(groups, names, loaded.settings, request):
         _warn(line)
 
-    with stdout_alone() if request.as_json else nullcontext(sys.stdout) as out:
+    def told(findings: Findings) -> None:
+        _print(findings, out, as_json=request.as_json)
 
-        def told(findings: Findings) -> None:
-            _print(findings, out, as_json=request.as_json)
-
-        one = Bench(app, loaded, request, names, place, told, _warn)
-        with runner:
-            return runner.run(
-                live(one, drain_and_exit=request.ends_with_the_topics, tune_gc=loaded.settings.tune_gc)
-            )
+    one = Bench(app, loaded, request, names, place, told, _warn)
+    with runner:
+        return runner.run(
+            live(one, drain_and_exit=request.ends_with_the_topics, tune_gc=loaded.settings.tune_gc)
+        )
 
 
 @contextmanager
 def stdout_alone() -> Iterator[TextIO]:
-    """Stdout; what others print meanwhile, such as handlers and their child processes, goes to stderr."""
-    sys.stdout.flush()
+    """Stdout; what others print meanwhile, such as handlers and their child processes, goes to stderr.
+
+    Raises ConfigurationError where there is none.
+    """
+    before = sys.stdout
+    if before is None or sys.stderr is None:  # as Python starts with a descriptor closed
+        raise ConfigurationError("--json needs stdout, and stderr for what handlers print: one is closed")
+    before.flush()
     with os.fdopen(os.dup(_STDOUT), "w", encoding="utf-8") as alone, redirect_stdout(sys.stderr):
         os.dup2(_STDERR, _STDOUT)
         try:
             yield alone
         finally:
+            before.flush()  # what was printed by those who had taken it before
             os.dup2(alone.fileno(), _STDOUT)
 
 
@@ -151,9 +163,10 @@ def _warn(text: str) -> None:
     click.echo(f"asyncpar: {text}", err=True)
 
 
-def _print(findings: Findings, out: TextIO, *, as_json: bool) -> None:
+def _print(findings: Findings, out: TextIO | None, *, as_json: bool) -> None:
     """At once: a call that never ends may be about to end the process."""
     from asyncpar.cli.dlq_output import line
 
     click.echo(line(findings.as_json()) if as_json else "\n".join(findings.as_lines()), file=out)
-    out.flush()
+    if out is not None:  # as Python starts with stdout closed
+        out.flush()

@@ -134,7 +134,8 @@ def _of_keys(seen: _Seen) -> Advice:
     change = (
         "order by a finer key (order=...), give up order where it does not matter, or make a call quicker"
     )
-    nearest = max((one.rate / one.busiest.rate_bound for one in seen.handlers if one.busiest), default=0.0)
+    bounds = [(one.rate, one.busiest.rate_bound) for one in seen.handlers if one.busiest]
+    nearest = max((rate / bound for rate, bound in bounds if bound), default=0.0)
     # Where the busiest key is at its bound already, records of others would not end sooner for being there.
     if seen.verdict.buffer_share >= _OFTEN and nearest < _NEAR_ITS_BOUND:
         change = (

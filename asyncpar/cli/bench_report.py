@@ -186,7 +186,7 @@ def _handler(
     meter: HandlerMeter, looks: Looks, seconds: float, children: InChildren | None
 ) -> HandlerFindings:
     mean, slots, in_child = meter.seconds.mean, meter.concurrency, None
-    if children is not None and children.calls:
+    if children is not None and children.calls and children.seconds:
         mean = in_child = children.seconds / children.calls
         slots = children.lanes
     return HandlerFindings(

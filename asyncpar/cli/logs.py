@@ -30,6 +30,8 @@ LOOKUP_FAILED = "Group Coordinator Request failed: %s"
 _CLIENT_LOGGER = "aiokafka"
 _COORDINATOR_LOGGER = "aiokafka.consumer.group_coordinator"
 _REPEAT_SECONDS = 10.0
+_MOST_SAID = 200
+_NUMBER = re.compile(r"\d+")
 _LOOKUP_SECONDS = 10.0
 """How long failing lookups are ordinary: a fresh cluster makes its topic of offsets at the first join."""
 _CREDENTIALS = re.compile(
@@ -129,19 +131,22 @@ class RepeatFilter(logging.Filter):
 
     That is the field `repeated`. While no broker answers the client logs tens of lines a second, each with
     another number in it: what asyncpar says of the outage would drown. The same thing is what the same line
-    of the client's code logs. Sits on handlers, one each; warnings and worse only.
+    of the client's code logs with other numbers in it. Sits on handlers, one each; warnings and worse only.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: dict[tuple[str, int], tuple[float, int]] = {}
+        self._said: dict[tuple[str, int, str], tuple[float, int]] = {}
         """When each was let through last, and how often not since then."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for a repetition."""
         if record.levelno < logging.WARNING or record.name.partition(".")[0] != _CLIENT_LOGGER:
             return True
-        key, now = (record.pathname, record.lineno), time.monotonic()
+        now = time.monotonic()
+        key = (record.pathname, record.lineno, _NUMBER.sub("#", record.getMessage()))
+        if len(self._said) > _MOST_SAID:
+            self._said = {one: said for one, said in self._said.items() if now - said[0] < _REPEAT_SECONDS}
         said_at, more = self._said.get(key, (-_REPEAT_SECONDS, 0))
         if now - said_at < _REPEAT_SECONDS:
             self._said[key] = said_at, more + 1

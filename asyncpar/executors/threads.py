@@ -102,11 +102,14 @@ class ThreadExecutor:
                 ended: _Ended = job.context.run(job.call), None
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 ended = None, error
-            loop = job.answer.get_loop()
-            self._ended.append((job.answer, ended))
+            self._end(job.answer, ended)
             del job, ended  # nothing of a call is kept while there is no other
-            if self._told is loop:
-                continue  # it is about to look, and finds this one too
+
+    def _end(self, answer: _Answer, ended: _Ended) -> None:
+        """In a thread: have the loop told, unless it is about to look and finds this one too."""
+        loop = answer.get_loop()
+        self._ended.append((answer, ended))
+        if self._told is not loop:
             self._told = loop
             with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(self._settle)

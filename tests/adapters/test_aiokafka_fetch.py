@@ -39,7 +39,7 @@ class Client:
         self.running = 0
         self.group_error: Exception | None = None
         self.waits: list[int] = []
-        self.shares: list[int] = []
+        self.shares = 1
         self.sought: list[tuple[Any, int]] = []
 
     async def getmany(self, *partitions: Any, max_records: int, timeout_ms: int) -> dict[Any, list[Any]]:
@@ -110,7 +110,7 @@ class Client:
         self.logs[key], self.positions[key], self.buffers[key] = [0], 0, 0
 
     def take_shares(self, shares: int) -> None:
-        self.shares.append(shares)
+        self.shares = shares
 
 
 def fair(client: Client) -> FairFetch:
@@ -269,23 +269,28 @@ async def test_a_partition_that_alone_has_records_gets_the_bytes_of_the_others()
     fetch = fair(client)
     others = [TopicPartition("t", number) for number in range(20)]
     await fetch.fetch([A, *others], 10, 1)
-    assert client.shares == []
+    assert client.shares == 1
     fetch._alone_since -= ALONE_AFTER_SECONDS + 0.1
     await fetch.fetch([A, B], 10, 1)
-    assert client.shares == [2]
+    assert client.shares == 2
     await fetch.fetch([A, *others], 10, 1)
-    assert client.shares == [2, MOST_SHARES]
+    assert client.shares == MOST_SHARES
     client.arrives(B)
     await fetch.fetch([A, B], 10, 1)
-    assert client.shares == [2, MOST_SHARES, 1]
+    assert client.shares == 1
 
 
-async def test_partitions_that_have_records_in_turn_share_the_bytes() -> None:
-    """Each alone for a moment is not one that alone has records."""
-    client = Client(a=[0])
+@pytest.mark.parametrize("between", ["another", "a pause", "both at once"])
+async def test_a_partition_that_is_alone_for_a_moment_gets_no_more(between: str) -> None:
+    """Nor does one with a record now and then: nobody waits for its answers."""
+    client = Client(a=list(range(100)))
     fetch = fair(client)
     await fetch.fetch([A, B], 10, 1)
     fetch._alone_since -= ALONE_AFTER_SECONDS + 0.1
-    client.arrives(B)
-    await fetch.fetch([A, B], 10, 1)
-    assert client.shares == []
+    if between == "a pause":
+        fetch._last_work -= ALONE_AFTER_SECONDS + 0.1
+    else:
+        client.arrives(B)
+    asked = [B] if between == "another" else [A, B]
+    await fetch.fetch(asked, 200 if between == "both at once" else 10, 1)
+    assert client.shares == 1

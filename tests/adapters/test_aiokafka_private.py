@@ -124,7 +124,7 @@ async def test_records_are_read_directly_where_the_client_is_known(
 
 
 async def test_shares_are_in_the_fetch_that_the_client_builds(offline: Offline) -> None:
-    """Of one partition so many times the setting, of the answer as a whole no more; and back."""
+    """Of one partition so many times the setting, of the answer no more; and while nothing is buffered."""
     fetcher, inside = offline.consumer._fetcher, offline.inside
     before = fetcher._max_partition_fetch_bytes, fetcher._fetch_max_bytes
     assert before == (1 << 20, 50 << 20)
@@ -140,6 +140,9 @@ async def test_shares_are_in_the_fetch_that_the_client_builds(offline: Offline) 
     assert limits() == before
     inside.take_shares(8)
     assert limits() == (8 << 20, 8 << 20)
+    fetcher._records[TopicPartition("t", 1)] = "what nobody has taken"
+    assert limits() == before
+    fetcher._records.clear()
     inside.take_shares(64)
     assert limits() == (50 << 20, 50 << 20)
     inside.take_shares(1)

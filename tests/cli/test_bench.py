@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -428,17 +429,39 @@ async def test_a_mean_far_from_the_median_is_said() -> None:
     assert "in the mean" not in found.as_lines()[1]
 
 
-def test_what_handlers_print_leaves_stdout_to_the_json(capfd: pytest.CaptureFixture[str]) -> None:
-    """Through Python, and as a child process does."""
-    with stdout_alone() as stdout:
-        print("from the handler")  # noqa: T201 - what handlers do
-        subprocess.run([sys.executable, "-c", "print('from its child')"], check=True, timeout=30)
-        print("the object", file=stdout)
-    print("later")  # noqa: T201 - likewise
-    out, err = capfd.readouterr()
-    assert out == "the object\nlater\n"
-    assert "from the handler" in err
-    assert "from its child" in err
+def test_what_handlers_print_leaves_stdout_to_the_json() -> None:
+    """Through Python, by a reference that was taken before, and as a child process does."""
+    code = """
+import subprocess, sys
+from asyncpar.cli.bench import stdout_alone
+earlier = sys.stdout
+with stdout_alone() as stdout:
+    print("one")
+    print("two", file=earlier)
+    subprocess.run([sys.executable, "-c", "print('three')"], check=True)
+    print("the object", file=stdout)
+print("later")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout == "the object\nlater\n"
+    assert sorted(ran.stderr.split()) == ["one", "three", "two"]
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_json_without_anywhere_to_write_it_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `>&-`: before anything is read."""
+    monkeypatch.setattr(sys, name, None)
+    with pytest.raises(ConfigurationError, match="needs stdout, and stderr"), stdout_alone():
+        pytest.fail("it went on")
 
 
 async def test_findings_are_json() -> None:

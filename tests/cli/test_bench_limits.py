@@ -158,6 +158,8 @@ def test_a_larger_buffer_is_not_advised_where_the_busiest_key_is_the_bound() -> 
     assert BILL.busiest is not None
     near = dataclasses.replace(BILL, rate=900.0)
     assert "max_in_flight" not in advised(Verdict("keys", 0.9, buffer_share=0.8), [near], IDLE).change
+    unknown = dataclasses.replace(BILL, busiest=dataclasses.replace(BILL.busiest, rate_bound=0.0))
+    assert "max_in_flight" in advised(Verdict("keys", 0.9, buffer_share=0.8), [unknown], IDLE).change
     far = dataclasses.replace(BILL, rate=800.0)
     assert "max_in_flight" in advised(Verdict("keys", 0.9, buffer_share=0.8), [far], IDLE).change
 

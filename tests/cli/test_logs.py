@@ -283,8 +283,8 @@ def test_the_client_still_words_it_so():
     assert f'log.error("{LOOKUP_FAILED}", err)' in source
 
 
-def _said(name: str, line: int, level: int = logging.ERROR) -> logging.LogRecord:
-    return logging.LogRecord(name, level, "client.py", line, "no connection to node %s", (line,), None)
+def _said(name: str, line: int, level: int = logging.ERROR, node: int = 7) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "client.py", line, "no connection to node %s", (node,), None)
 
 
 def test_the_client_says_the_same_thing_once_in_ten_seconds(monkeypatch: pytest.MonkeyPatch):
@@ -292,8 +292,12 @@ def test_the_client_says_the_same_thing_once_in_ten_seconds(monkeypatch: pytest.
     now = [100.0]
     monkeypatch.setattr("asyncpar.cli.logs.time.monotonic", lambda: now[0])
     repeats = RepeatFilter()
-    assert [repeats.filter(_said("aiokafka.client", 7)) for _ in range(500)] == [True, *[False] * 499]
+    seen = [repeats.filter(_said("aiokafka.client", 7, node=node)) for node in range(500)]
+    assert seen == [True, *[False] * 499]
     assert repeats.filter(_said("aiokafka.client", 8))
+    other = _said("aiokafka.client", 7)
+    other.msg, other.args = "no connection to another node %s", (7,)
+    assert repeats.filter(other)
     assert all(repeats.filter(_said("asyncpar.runtime", 7)) for _ in range(3))
     assert all(repeats.filter(_said("aiokafka.client", 7, logging.INFO)) for _ in range(3))
     now[0] = 110.0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,19 @@ def test_news_that_its_loop_never_heard_hold_up_no_other_loop() -> None:
     finally:
         executor.close()
         second.close()
+
+
+def test_an_idle_thread_keeps_no_loop_alive() -> None:
+    """Nor what hangs on it."""
+    executor, loop = ThreadExecutor("test", 1), asyncio.new_event_loop()
+    try:
+        assert loop.run_until_complete(executor.run(lambda: "done")) == "done"
+        loop.close()
+        kept = weakref.ref(loop)
+        del loop
+        wait_on_the_loop(lambda: gc.collect() is not None and kept() is None, "the loop is freed")
+    finally:
+        executor.close()
 
 
 async def test_threads_are_made_when_needed_and_used_again() -> None:
