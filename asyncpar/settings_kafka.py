@@ -153,8 +153,8 @@ class FetchSettings(Section):
         "Most bytes of one partition in one answer, compressed. A larger batch is still delivered whole. A "
         "partition that alone has records may take what the others leave, up to 8 times as much.",
         low="many small fetches",
-        high="the client holds up to this much per assigned partition, and 7 times as much more of one, beside "
-        "`max_in_flight_bytes`",
+        high="the client holds up to this much per assigned partition, and 7 times as much more of one, "
+        "beside `max_in_flight_bytes`",
         ge=1_024,
         le=50 * MIB,
     )
