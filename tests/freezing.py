@@ -1,7 +1,7 @@
 """Stopping a process as a debugger or a suspended machine does.
 
-What lives here: `freeze`, which ends when the process really stands still. Called by the servers and members
-of tests. Always: the wait is bounded.
+What lives here: `freeze`, which ends when the process really stands still, and how that is seen. Called by
+the servers and members of tests. Always: the wait is bounded.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ def freeze(pid: int) -> None:
     if sys.platform != "linux":
         return
     ends = time.monotonic() + _SECONDS
-    while not all(map(_stands_still, Path(f"/proc/{pid}/task").iterdir())):
+    while not all(state_in(thread) in "TtZX" for thread in Path(f"/proc/{pid}/task").iterdir()):
         assert time.monotonic() < ends, f"process {pid} does not stop"
         time.sleep(0.001)
 
 
-def _stands_still(thread: Path) -> bool:
-    """It is stopped, or has ended."""
+def state_in(folder: Path) -> str:
+    """The letter of a process or thread, by its folder in /proc; X, which is "dead", where it has gone."""
     try:
-        state = (thread / "stat").read_text().rpartition(")")[2].split()[0]
+        return (folder / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "TtXZ"
+        return "X"

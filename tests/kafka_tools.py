@@ -219,6 +219,10 @@ def create_topic_now(
     _ask(
         bootstrap, lambda admin: admin.create_topics([new], request_timeout=timeout_seconds), timeout_seconds
     )
+    _wait_for_leaders(bootstrap, topic, partitions, timeout_seconds)
+
+
+def _wait_for_leaders(bootstrap: str, topic: str, partitions: int, timeout_seconds: float) -> None:
     admin = _admin(bootstrap)
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
@@ -266,12 +270,13 @@ async def delete_topics(
 async def add_partitions(
     bootstrap: str, topic: str, total: int, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> None:
-    """Grow a topic to `total` partitions."""
+    """Grow a topic to `total` partitions; return when each has a leader."""
 
     def grow(admin: AdminClient) -> Mapping[Any, Future[Any]]:
         return admin.create_partitions([NewPartitions(topic, total)], request_timeout=timeout_seconds)
 
     await asyncio.to_thread(_ask, bootstrap, grow, timeout_seconds)
+    await asyncio.to_thread(_wait_for_leaders, bootstrap, topic, total, timeout_seconds)
 
 
 async def list_topics(bootstrap: str, timeout_seconds: float = TIMEOUT_SECONDS) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from asyncpar.executors.lane import ChildWork, ProcessLane, lanes
 from asyncpar.executors.lane_port import Batch, Death, Fields, Job, Reply
+from tests.freezing import state_in
 
 MODULE = "tests.executors.child_handlers"
 SECONDS = 30.0
@@ -144,8 +145,4 @@ def kill_fork_server() -> None:
 
 def is_running(pid: int) -> bool:
     """A process of this number is there, and is no zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
+    return state_in(Path(f"/proc/{pid}")) not in "ZX"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from asyncpar import App, Record
 from tests import kafka_tools
@@ -280,19 +280,6 @@ async def test_partitions_added_while_running_are_read_from_their_first_record(
         await eventually(lambda: app.status().ready, "it has joined")
         await kafka_tools.add_partitions(broker.bootstrap, topic, 3)
         records = [kafka_tools.Record(b"k", b"", partition=n % 3) for n in range(30)]
-        await eventually_produced(broker.bootstrap, topic, records)
+        await kafka_tools.produce(broker.bootstrap, topic, records)
         await until_committed_to_end(broker.bootstrap, group_id, topic)
     assert sorted(handled) == [(partition, offset) for partition in range(3) for offset in range(10)]
-
-
-async def eventually_produced(bootstrap: str, topic: str, records: list[kafka_tools.Record]) -> None:
-    """Produce once the new partitions have their leaders."""
-
-    async def has_all() -> bool:
-        try:
-            return len(await kafka_tools.end_offsets(bootstrap, topic)) == 3
-        except KafkaException:  # one of them has no leader yet
-            return False
-
-    await eventually(has_all, "the new partitions are there")
-    await kafka_tools.produce(bootstrap, topic, records)
