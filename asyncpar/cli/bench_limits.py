@@ -130,19 +130,21 @@ class Looks:
         """Looks that found nothing, since more was done last."""
         self._done = 0
 
-    def add(self, group: GroupStatus) -> None:
-        """One more."""
+    def add(self, group: GroupStatus) -> bool:
+        """One more. False: there was nothing to do."""
         look = looked_at(group)
         done = sum(one.succeeded + one.failed + one.skipped for one in group.handlers)
         if look == _IDLE and not group.in_flight and done == self._done:
             self._idle += 1
-            return
-        self._seen[_IDLE] += self._idle
+            return False
+        if self._idle:
+            self._seen[_IDLE] += self._idle
         self._idle, self._done = 0, done
         self._seen[look] += 1
         self._full += _is_full(group)
         for handler in group.handlers:
             self._running[handler.name] += handler.running
+        return True
 
     @property
     def number(self) -> int:
@@ -157,7 +159,7 @@ class Looks:
         """What limited the group most. `has_threads`: one of its handlers runs in threads."""
         number = max(1, self.number)
         buffer_share = self._full / number
-        ranked = [(look, count) for look, count in self._seen.most_common(2) if count]
+        ranked = self._seen.most_common(2)
         first, count = ranked[0] if ranked else (_IDLE, 0)
         if first.limit != "input":
             of_loop = _of_loop(loop, has_threads)

@@ -66,8 +66,8 @@ class Bench:
         """Of the bench, once it is over."""
         self._loop_so_far = self._watch.figures()
         """To the last look at which there was something to do."""
-        self._is_idle, self._done_at_look = False, 0
-        """Whether nothing was in flight at the last look, and nothing done since the one before."""
+        self._is_idle = False
+        """There was nothing to do at the last look."""
         self._looks: dict[str, Looks] = {}
         self._children: dict[tuple[str, str], InChildren] = {}
         self._ended_by = "the present end of the topics"
@@ -196,13 +196,11 @@ class Bench:
         if self._loop is not None:
             return  # it stops already
         self._watch.begin()
-        before, self._done_at_look = self._done_at_look, self._meter.done
-        self._is_idle = before == self._meter.done and not any(group.in_flight for group in status.groups)
+        joined = [group for group in status.groups if group.state == "joined"]
+        found_work = [self._looks.setdefault(one.group, Looks()).add(one) for one in joined]
+        self._is_idle = not any(found_work)
         if not self._is_idle:
             self._loop_so_far = self._watch.figures()
-        for group in status.groups:
-            if group.state == "joined":
-                self._looks.setdefault(group.group, Looks()).add(group)
         if any(handler.children for group in status.groups for handler in group.handlers):
             self._note_children()
 

@@ -213,11 +213,9 @@ def announcement(
         what = "dead letters" if handler.dead_letter is not None else "records for retry topics"
         if handler.dead_letter is not None and handler.spec.retry_topics:
             what = "dead letters and records for retry topics"
-        how = (
-            "are written"
-            if request.for_real
-            else ("are counted and not written, whatever the log says below (--for-real writes them)")
-        )
+        how = "are counted and not written, whatever the log says below (--for-real writes them)"
+        if request.for_real:
+            how = "are written"
         lines.append(f"{what} of {handler.spec.name} {how}")
     return lines
 

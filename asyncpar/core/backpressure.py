@@ -61,10 +61,9 @@ class Backpressure:
 
     __slots__ = (
         "_bytes_bound",
-        "_bytes_counted_for",
+        "_counted_for",
         "_most",
         "_records_bound",
-        "_records_counted_for",
         "_uncounted",
         "bytes_active",
         "limits",
@@ -88,8 +87,8 @@ class Backpressure:
         """The same in records."""
         self._uncounted: list[tuple[OffsetTracker, Sequence[RawRecord]]] = []
         """Let in since bytes were judged last."""
-        self._bytes_counted_for = self._records_counted_for = 0
-        """How many partitions there were at that count."""
+        self._counted_for = 0
+        """How many partitions there were at those counts."""
 
     @property
     def is_full(self) -> bool:
@@ -101,7 +100,9 @@ class Backpressure:
         limits = self.limits
         limit = limits.per_partition(len(partitions))
         self.share = _quantum(limits.poll_batch_size, limit)
-        if limit - self.share != self._most:
+        has_changed = len(partitions) != self._counted_for
+        if has_changed:
+            self._counted_for = len(partitions)
             self._most = limit - self.share
             for one in partitions:
                 one.backpressure = one.backpressure or one.in_flight > self._most
@@ -115,8 +116,8 @@ class Backpressure:
             )
             or self._is_wanted(one, limit)
         ]
-        self._judge_records(partitions)
-        self._judge_bytes(partitions)
+        self._judge_records(partitions, must_count=has_changed)
+        self._judge_bytes(partitions, must_count=has_changed)
         if self.is_full:
             return [], 0
         return wanted, _quantum(limits.poll_batch_size, limits.max_in_flight) if wanted else 0
@@ -156,32 +157,27 @@ class Backpressure:
         self._uncounted.append((tracker, records))
 
     # Both limits of the group are judged by a bound, and by an exact count only when the bound says that the
-    # limit may be passed: that saves counting at every completion, and looking at each partition.
+    # limit may be passed, or was of other partitions (`must_count`): that saves counting at every completion,
+    # and looking at each partition.
 
-    def _judge_records(self, partitions: Sequence[Partition]) -> None:
+    def _judge_records(self, partitions: Sequence[Partition], *, must_count: bool) -> None:
         limits = self.limits
         most, reserve = limits.max_in_flight, limits.reserve(len(partitions))
         quantum = _quantum(limits.poll_batch_size, most)
-        if (
-            not self.records_active
-            and self._records_bound + quantum <= most
-            and self._records_counted_for == len(partitions)
-        ):
+        if not (must_count or self.records_active or self._records_bound + quantum > most):
             return
-        self._records_counted_for = len(partitions)
         self._records_bound = sum([max(reserve, one.in_flight) for one in partitions])
         self.records_active = _hysteresis(self.records_active, self._records_bound, most, quantum)
 
-    def _judge_bytes(self, partitions: Sequence[Partition]) -> None:
+    def _judge_bytes(self, partitions: Sequence[Partition], *, must_count: bool) -> None:
         """What is quickly done need not be counted at all."""
         for tracker, records in self._uncounted:
             if tracker.unfinished:
                 self._bytes_bound += sum([len(one.value or b"") + len(one.key or b"") for one in records])
         self._uncounted.clear()
         limit = self.limits.max_in_flight_bytes
-        if not self.bytes_active and self._bytes_bound < limit and self._bytes_counted_for == len(partitions):
+        if not (must_count or self.bytes_active or self._bytes_bound >= limit):
             return
-        self._bytes_counted_for = len(partitions)
         reserve = self.limits.reserved_bytes(len(partitions))
         self._bytes_bound = sum(max(reserve, bytes_held([partition])) for partition in partitions)
         resume_at = limit * _RESUME_SHARE if self.bytes_active else limit
